@@ -1,0 +1,1 @@
+"""What a person may set: the site's and the federation's files."""

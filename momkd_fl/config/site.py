@@ -1,0 +1,150 @@
+"""The file of one hospital: ``momkd-client --site config.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from momkd_fl.config.base import FilePath, Strict
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Scale = Literal["tpm", "log2tpm", "zscore", "signedlog"]
+
+
+class Tls(Strict):
+    """Certificates of one party. One EC P-384 key serves TLS and Flower's node authentication."""
+
+    ca: FilePath = Field(description="Certificate of the consortium's root (PEM).")
+    certificate: FilePath = Field(description="This party's certificate, signed by that root (PEM).")
+    private_key: FilePath = Field(description="This party's private key (PEM, mode 0600). It never travels.")
+    passphrase_env: str | None = Field(
+        None, description="Name of the environment variable that holds the private key's passphrase."
+    )
+
+
+class Connection(Strict):
+    """How the site reaches the coordinator. Connections are outbound only."""
+
+    url: str = Field(pattern=r"^https://[^/\s]+(:\d+)?/?$", description="The coordinator's address, https://host:port.")
+    poll_max_s: float = Field(
+        1.0, gt=0, le=60, description="Longest pause between two questions to the server when idle, in seconds."
+    )
+    give_up_after_s: float = Field(
+        86400.0, gt=0, description="How long to keep trying a server that does not answer, in seconds."
+    )
+
+
+class TaskLabels(Strict):
+    """Which values of which column are positive and negative. All other values are excluded and counted."""
+
+    column: str = Field(description="Column of the label table.")
+    classes: list[list[str]] | None = Field(
+        None,
+        description="For more than two classes: the values of each class, in the federation's order.",
+    )
+    positive: list[str] = Field(default_factory=list, description="Values that mean class 1.")
+    negative: list[str] = Field(default_factory=list, description="Values that mean class 0.")
+    definition: str | None = Field(
+        None, description="How the label was made (assay, cut-off), e.g. 'IHC, >= 1%'. Compared between sites."
+    )
+
+    @field_validator("positive", "negative", mode="before")
+    @classmethod
+    def _as_text(cls, values: object) -> object:
+        return [str(value) for value in values] if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> TaskLabels:
+        if self.classes is None and not (self.positive and self.negative):
+            raise ValueError("name at least one positive and one negative value, or 'classes'")
+        if self.classes is not None and (self.positive or self.negative):
+            raise ValueError("give either 'classes' or 'positive' and 'negative', not both")
+        values = [value for group in self.values_by_class for value in group]
+        if len(values) != len(set(values)):
+            raise ValueError("a value stands in two classes")
+        return self
+
+    @property
+    def values_by_class(self) -> list[list[str]]:
+        """Values of each class, class 0 first."""
+        return self.classes if self.classes is not None else [self.negative, self.positive]
+
+
+class LabelTable(Strict):
+    """The table of labels: one row a patient, or one row a slide with the patient repeated (CLAM)."""
+
+    path: FilePath = Field(description="csv or tsv file.")
+    patient: str = Field("patient", description="Column of patient ids.")
+    slide: str | None = Field(
+        None, description="Column of slide ids, where the label table has them; several separated by ';'."
+    )
+
+
+class SlideTable(Strict):
+    """Which slides belong to which patient, when the label table does not say."""
+
+    path: FilePath = Field(description="csv or tsv file, one row a slide.")
+    patient: str = Field("PATIENT", description="Column of patient ids.")
+    slide: str = Field("FILENAME", description="Column of slide ids or file names.")
+
+
+class Genomics(Strict):
+    """The site's expression table. Leave the section out where the site has none."""
+
+    path: FilePath = Field(description="csv or tsv (also .gz): one row a patient, one column a gene.")
+    patient: str | None = Field(None, description="Column of patient ids; default: the first column.")
+    scale: Scale = Field(
+        description="Scale of the values in the file. Declared, never guessed: double logging is silent."
+    )
+
+
+class Data(Strict):
+    """Where the site's files are. They are read, never written to."""
+
+    features: list[FilePath] = Field(
+        min_length=1, description="Folders searched recursively for one feature file (.h5) per slide."
+    )
+    encoder: str | None = Field(
+        None, description="Name of the patch encoder, where the files do not say (e.g. 'uni2-h')."
+    )
+    patch_um: float | None = Field(
+        None, gt=0, description="Edge of a patch in micrometres, where the files do not say."
+    )
+    preparation: Literal["ffpe", "frozen"] | None = Field(
+        None, description="How the tissue was prepared. Compared between sites."
+    )
+    scanner: str | None = Field(None, description="Scanner. Compared between sites, as a warning.")
+    labels: LabelTable
+    slides: SlideTable | None = Field(None, description="Table of slides, when the label table has none.")
+    tasks: dict[str, TaskLabels] = Field(min_length=1, description="Tasks by name (e.g. PR, HER2, ODX).")
+    genomics: Genomics | None = None
+    splits: FilePath | None = Field(
+        None,
+        description="csv with columns patient,split (train or validation). Default: a seeded stratified split.",
+    )
+    cache_mb: int = Field(2048, ge=0, description="Memory for features kept between epochs, in MB.")
+
+
+class Telemetry(Strict):
+    """What can be watched while it runs. Nothing of it leaves the machine by itself."""
+
+    metrics_port: Port | None = Field(None, description="Prometheus port on loopback; none: no metrics.")
+    log: FilePath | None = Field(None, description="JSON-lines log with allow-listed fields; none: no file.")
+
+
+class SiteConfig(Strict):
+    """One hospital's part in a federation."""
+
+    site: Name = Field(description="The site's name in the federation, as on the coordinator's allow-list.")
+    role: Literal["train", "evaluate"] = Field(
+        "train", description="'evaluate' sites receive models and return metrics; they never train."
+    )
+    state_dir: FilePath = Field(description="Folder for the site's own state and results (predictions stay here).")
+    connection: Connection | None = Field(None, description="Needed by momkd-client; 'momkd simulate' has no network.")
+    tls: Tls | None = Field(None, description="Needed by momkd-client; 'momkd simulate' has no network.")
+    data: Data
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    threads: int = Field(0, ge=0, description="CPU threads for computing; 0: as many as there are cores.")
+    telemetry: Telemetry = Field(default_factory=lambda: Telemetry())

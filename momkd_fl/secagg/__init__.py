@@ -1,0 +1,1 @@
+"""Secure aggregation as pure state machines."""

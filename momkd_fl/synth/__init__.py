@@ -1,0 +1,1 @@
+"""The semi-real cohort generator."""
