@@ -1,1 +1,1 @@
-"""The semi-real cohort generator."""
+"""Synthetic consortia: real or synthetic expression, synthetic slides, files as hospitals have them."""

@@ -1,0 +1,98 @@
+"""``momkd``: demo, simulate and provision."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from pathlib import Path
+
+from momkd_fl.cli.frame import OK, Parser, run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``momkd``."""
+    parser = Parser("momkd", "Federated momentum memory knowledge distillation for computational pathology.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo_options(commands.add_parser("demo", help="run a whole consortium on this machine, ending in a report"))
+    _simulate_options(
+        commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")
+    )
+    _provision_options(
+        commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
+    )
+    args = parser.parse_args(argv)
+    actions = {"demo": _demo, "simulate": _simulate, "provision": _provision}
+    return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of everything it writes")
+    parser.add_argument("--rounds", type=int, default=None, help="rounds of the federated run")
+    parser.add_argument("--patients", type=int, default=None, help="patients of the largest site")
+    parser.add_argument("--seed", type=int, default=0, help="seed of cohort and training")
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming an interrupted demo")
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+
+
+def _demo(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.cli.demo import run_demo
+
+    report = run_demo(
+        args.out.resolve(),
+        stop,
+        rounds=args.rounds,
+        patients=args.patients,
+        seed=args.seed,
+        fresh=args.fresh,
+        plain=args.plain or None,
+    )
+    if report is not None:
+        print(f"Report: {report}")
+    return OK
+
+
+def _simulate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--federation", type=Path, required=True, help="the federation's file; members name their sites' files"
+    )
+    parser.add_argument(
+        "--comparators", action="store_true", help="also train local-only, pooled and no-genomics models"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming")
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+
+
+def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.config.base import load
+    from momkd_fl.config.federation import FederationConfig
+
+    config = load(args.federation, FederationConfig)
+    from momkd_fl.cli.simulate import run_simulation
+
+    report = run_simulation(config, stop, comparators=args.comparators, fresh=args.fresh, plain=args.plain or None)
+    if report is not None:
+        print(f"Report: {report}")
+    return OK
+
+
+def _provision_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for the root, the server's and the sites' keys")
+    parser.add_argument("--name", default="consortium", help="name of the consortium")
+    parser.add_argument("--host", action="append", required=True, help="name or address of the server (repeatable)")
+    parser.add_argument("--site", action="append", required=True, help="name of a site (repeatable)")
+
+
+def _provision(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.security.pki import create_root, issue_server, issue_site
+
+    create_root(args.out / "root", args.name)
+    issue_server(args.out / "server", args.out / "root", "server", args.host)
+    for site in args.site:
+        issue_site(args.out / site, args.out / "root", site)
+    print(f"Keys and certificates are in {args.out}. Keep {args.out / 'root'} offline; hand each site its own folder.")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

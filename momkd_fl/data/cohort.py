@@ -1,0 +1,215 @@
+"""One site's patients: slides, label, genes and split of each, and their bags on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from momkd_fl.config.site import Scale
+from momkd_fl.data.bags import read_bag
+from momkd_fl.data.cache import BagCache, PatientBag
+from momkd_fl.data.genomics import canonical_gene, panel_columns
+from momkd_fl.data.graph import neighbours
+from momkd_fl.data.splits import Split
+from momkd_fl.data.standardise import FeatureScaling, fit_scaling
+from momkd_fl.errors import UserError
+
+Standardise = Literal["none", "site", "slide"]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient.
+
+    Attributes
+    ----------
+    label : int or None
+        Class; None where the patient has no label for the task.
+    genes : ndarray (G,), float32, or None
+        On the cohort's panel (before a panel is agreed: on ``Cohort.genes_available``), on the
+        table's log-like scale; None where the patient has no expression.
+    site : str
+        The site whose scaling the features take; matters in a pooled cohort only.
+    """
+
+    id: str
+    slides: tuple[Path, ...]
+    label: int | None
+    genes: npt.NDArray[np.float32] | None = field(compare=False)
+    split: Split
+    site: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The patients of one site, or of several pooled ones (:func:`merge`).
+
+    Attributes
+    ----------
+    patients : tuple of Patient
+        Everyone with at least one slide, by id; those without a label have ``label=None``.
+    exclusions : dict
+        Patients of the label table without a class, by the value found.
+    dropped : dict
+        What was left out, by reason: ``patients_without_slides``, ``slides_without_file``,
+        ``slides_without_patient``, ``expression_without_patient``.
+    panel : tuple of str
+        The agreed genes; empty until :meth:`with_panel`.
+    genes_available : tuple of str
+        The genes that patients' vectors have now; empty where the site has no genomics.
+    scaling : mapping
+        By site; empty unless ``standardise`` is 'site'.
+    """
+
+    site: str
+    role: Literal["train", "evaluate"]
+    task: str
+    classes: int
+    patients: tuple[Patient, ...]
+    exclusions: dict[str, int]
+    dropped: dict[str, int]
+    encoder: str
+    dim: int
+    patch_um: float | None
+    panel: tuple[str, ...]
+    genes_available: tuple[str, ...]
+    gene_scale: Scale | None
+    neighbours: int
+    standardise: Standardise
+    scaling: Mapping[str, FeatureScaling]
+    cache: BagCache = field(repr=False)
+
+    def labelled(self, split: Split) -> list[Patient]:
+        """Patients of a split who have a label, by id."""
+        return [patient for patient in self.patients if patient.split == split and patient.label is not None]
+
+    def bag(self, patient: Patient) -> PatientBag:
+        """All slides of a patient as one bag, from memory or from disk.
+
+        Raises
+        ------
+        UserError
+            As :func:`momkd_fl.data.bags.read_bag`; ``bag-too-few`` (see :func:`slide_features`).
+        """
+        key = (patient.site, patient.slides)
+        kept = self.cache.get(key)
+        if kept is not None:
+            return kept
+        features, coords = [], []
+        for path in patient.slides:
+            slide = read_bag(path)
+            features.append(slide_features(path, slide.features, self.standardise, self.scaling.get(patient.site)))
+            coords.append(slide.coords)
+        offsets = np.cumsum([0, *(len(part) for part in coords)]).tolist()
+        bag = PatientBag(np.concatenate(features), neighbours(np.concatenate(coords), self.neighbours, offsets))
+        self.cache.put(key, bag)
+        return bag
+
+    def with_panel(self, panel: Sequence[str], minimum: int) -> Cohort:
+        """The same cohort with every gene vector on the agreed panel, in its order.
+
+        The panel is what all genomic sites share, so a gene that this site lacks is an error, never
+        a zero. A site without genomics only takes note of the panel.
+
+        Raises
+        ------
+        UserError
+            ``genes-no-overlap``, ``genes-missing`` or ``genes-too-few``.
+        """
+        agreed = tuple(map(canonical_gene, panel))
+        if not self.genes_available:
+            return replace(self, panel=agreed)
+        columns, missing = panel_columns(self.genes_available, agreed)
+        if missing:
+            raise UserError(
+                "genes-missing",
+                f"Site '{self.site}': the expression table lacks {len(missing)} gene(s) of the agreed panel: "
+                f"{', '.join(missing[:8])}. Agree on a panel that every genomic site has.",
+            )
+        if len(columns) < minimum:
+            raise UserError(
+                "genes-too-few",
+                f"Site '{self.site}': the agreed panel has {len(columns)} genes, fewer than the {minimum} asked for "
+                "(genes.minimum). Choose a larger panel.",
+            )
+        patients = tuple(
+            patient if patient.genes is None else replace(patient, genes=patient.genes[columns])
+            for patient in self.patients
+        )
+        return replace(self, patients=patients, panel=agreed, genes_available=agreed)
+
+
+def slide_features(
+    path: Path, features: npt.NDArray[np.float32], mode: Standardise, scaling: FeatureScaling | None
+) -> npt.NDArray[np.float32]:
+    """Features (P, D) of one slide as the student takes them.
+
+    Raises
+    ------
+    UserError
+        ``bag-too-few``: one patch cannot be standardised by its own slide; it would become zero.
+    """
+    if mode == "slide":
+        if len(features) < 2:
+            raise UserError(
+                "bag-too-few",
+                f"{path}: a slide of one patch cannot be standardised by itself. Remove the slide, or have the "
+                "federation use training.standardise: site.",
+            )
+        return fit_scaling([features]).apply(features)
+    return features if scaling is None else scaling.apply(features)
+
+
+def merge(cohorts: Sequence[Cohort]) -> Cohort:
+    """Pool several sites' cohorts, for comparison where one machine holds all data.
+
+    Each patient keeps the split and the feature scaling of its site. Ids that stand in two sites
+    become 'site/id'.
+
+    Raises
+    ------
+    UserError
+        ``merge-mismatch``: the cohorts differ in a field that must be one.
+    """
+    first = cohorts[0]
+    for other in cohorts[1:]:
+        for name in ("task", "classes", "encoder", "dim", "panel", "neighbours", "standardise"):
+            if getattr(other, name) != getattr(first, name):
+                raise UserError(
+                    "merge-mismatch",
+                    f"Sites '{first.site}' and '{other.site}' cannot be pooled: '{name}' is "
+                    f"{getattr(first, name)!r} at one and {getattr(other, name)!r} at the other.",
+                )
+    genomic = [cohort for cohort in cohorts if cohort.genes_available]
+    if len({(cohort.genes_available, cohort.gene_scale) for cohort in genomic}) > 1:
+        raise UserError("merge-mismatch", "The sites' genes or their scales differ. Agree on a panel before pooling.")
+    seen: dict[str, int] = {}
+    for cohort in cohorts:
+        for patient in cohort.patients:
+            seen[patient.id] = seen.get(patient.id, 0) + 1
+    patients = [
+        patient if seen[patient.id] == 1 else replace(patient, id=f"{patient.site}/{patient.id}")
+        for cohort in cohorts
+        for patient in cohort.patients
+    ]
+    return replace(
+        first,
+        site="pooled",
+        patients=tuple(sorted(patients, key=lambda patient: patient.id)),
+        exclusions=_summed([cohort.exclusions for cohort in cohorts]),
+        dropped=_summed([cohort.dropped for cohort in cohorts]),
+        genes_available=genomic[0].genes_available if genomic else (),
+        gene_scale=genomic[0].gene_scale if genomic else None,
+        scaling={site: scaling for cohort in cohorts for site, scaling in cohort.scaling.items()},
+        cache=BagCache(sum(cohort.cache.capacity_bytes for cohort in cohorts)),
+    )
+
+
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    keys = sorted({key for count in counts for key in count})
+    return {key: sum(count.get(key, 0) for count in counts) for key in keys}

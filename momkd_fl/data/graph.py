@@ -1,0 +1,65 @@
+"""The spatial graph: which patches a patch hears from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+_SPARE = 8
+"""Neighbours asked for beyond k, so that ties at the k-th are settled by row: a grid has at most this many."""
+
+
+def neighbours(
+    coords: npt.NDArray[np.float32], k: int, slide_offsets: Sequence[int] | None = None
+) -> npt.NDArray[np.int32]:
+    """Each patch and its k nearest patches on the same slide (METHOD section 2).
+
+    A patch hears from *its own* nearest, so every row of a large slide has k neighbours; the
+    released code turns the edges round. The same coordinates always give the same neighbours: equally near
+    patches are taken in the order of their rows (among the nearest k + 9 where more than that are tied).
+
+    Parameters
+    ----------
+    coords : ndarray (P, 2)
+        In any unit; one unit within a slide.
+    k : int
+        Neighbours of a patch.
+    slide_offsets : sequence of int, optional
+        First row of each slide and, last, P. None: one slide. No edge crosses slides.
+
+    Returns
+    -------
+    ndarray (P, k + 1), int32
+        Column 0 is the patch itself, columns 1 to k its neighbours, nearest first; -1 where the
+        slide has fewer than k + 1 patches.
+    """
+    if k < 1:
+        raise ValueError("k must be at least 1")
+    edges = [0, len(coords)] if slide_offsets is None else list(slide_offsets)
+    if edges[0] != 0 or edges[-1] != len(coords) or any(b < a for a, b in pairwise(edges)):
+        raise ValueError("slide_offsets must rise from 0 to the number of patches")
+    index = np.full((len(coords), k + 1), -1, dtype=np.int32)
+    index[:, 0] = np.arange(len(coords), dtype=np.int32)
+    for start, stop in pairwise(edges):
+        width = min(k, stop - start - 1)
+        if width > 0:
+            index[start:stop, 1 : width + 1] = _nearest(coords[start:stop], width) + start
+    return index
+
+
+def _nearest(coords: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.int64]:
+    """Rows of the ``width`` nearest other patches, (P, width), by distance and then by row."""
+    points = np.asarray(coords, dtype=np.float64)
+    asked = min(len(points), width + 1 + _SPARE)
+    distance, row = cKDTree(points).query(points, k=asked)
+    own = np.arange(len(points))[:, None]
+    # The patch itself first, whatever else lies on the same spot; it may not be among those found there.
+    distance = np.where(row == own, -1.0, distance)
+    order = np.lexsort((row, distance), axis=1)
+    row = np.take_along_axis(row, order, axis=1)
+    found_itself = row[:, :1] == own
+    return np.where(found_itself, row[:, 1 : width + 1], row[:, :width])

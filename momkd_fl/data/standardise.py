@@ -1,0 +1,60 @@
+"""Standardising features by a site's own unlabelled patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_RELATIVE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class FeatureScaling:
+    """Mean and standard deviation of every feature dimension, each (D,) float32."""
+
+    mean: npt.NDArray[np.float32]
+    sd: npt.NDArray[np.float32]
+
+    def apply(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Standardised copy of features (P, D)."""
+        scaled = features - self.mean
+        scaled /= self.sd
+        return scaled
+
+
+def fit_scaling(slides: Iterable[npt.NDArray[np.float32]]) -> FeatureScaling:
+    """Fit over slides, one pass, one slide in memory at a time.
+
+    Every slide counts the same, however many patches it has: the variance is the mean of the
+    slides' variances plus the variance of their means. No label is looked at. The standard
+    deviation has a floor of 1e-3 of its root mean square over dimensions, so that a dimension
+    that hardly moves at this site is not blown up.
+
+    Parameters
+    ----------
+    slides : iterable of ndarray (P, D)
+        At least one.
+    """
+    count = 0
+    mean = np.zeros(0)
+    within = np.zeros(0)
+    between = np.zeros(0)
+    for features in slides:
+        slide_mean = features.mean(axis=0, dtype=np.float64)
+        slide_variance = np.square(features - slide_mean.astype(np.float32)).mean(axis=0, dtype=np.float64)
+        if count == 0:
+            mean, within, between = (np.zeros(len(slide_mean)) for _ in range(3))
+        count += 1
+        step = slide_mean - mean  # Welford, over slides
+        mean = mean + step / count
+        between = between + step * (slide_mean - mean)
+        within = within + slide_variance
+    if count == 0:
+        raise ValueError("no slide to fit the scaling on")
+    variance = (within + between) / count
+    floor = max(_RELATIVE_FLOOR * float(np.sqrt(variance.mean())), 1e-12)
+    sd = np.maximum(np.sqrt(variance), floor)
+    return FeatureScaling(mean.astype(np.float32), sd.astype(np.float32))

@@ -1,0 +1,160 @@
+"""``report.html`` and ``model_card.md``: what a run found, for a reader with two minutes.
+
+The page needs nothing but itself: styles and figures are inline, no script, no font, no address is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from momkd_fl.evaluation import report_figures, report_rounds, report_tables, report_text
+from momkd_fl.evaluation.curves import calibration_curve, decision_curves, roc_curve
+from momkd_fl.evaluation.report_svg import Drawing
+from momkd_fl.evaluation.results import Curve, Method, Results
+from momkd_fl.evaluation.results_file import write_text
+
+
+class Scores(Protocol):
+    labels: NDArray[Any]
+    probabilities: NDArray[Any]
+
+
+TaskScores = Mapping[str, Mapping[Method, Scores]]
+
+
+def write_report(results: Results, scores: TaskScores, path: Path) -> tuple[Path, Path]:
+    """Write the page to ``path`` and ``model_card.md`` beside it; returns both paths.
+
+    Parameters
+    ----------
+    results : Results
+    scores : mapping of task to mapping of method to Scores
+        Patients' scores on the held-out sites, where this machine may hold them; empty: the curves that
+        ``results`` already has are drawn.
+    """
+    results = with_curves(results, scores)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    card = path.with_name("model_card.md")
+    write_text(path, html(results))
+    write_text(card, model_card(results))
+    return path, card
+
+
+def with_curves(results: Results, scores: TaskScores) -> Results:
+    """The results with ROC, calibration and decision curves of ``scores``, so that they can be drawn again later.
+
+    Only two-class tasks have curves.
+    """
+    made: list[Curve] = []
+    for task, by_method in scores.items():
+        for method, one in by_method.items():
+            labels, of_positive = one.labels, _of_positive(one)
+            if of_positive is None or len(set(labels.tolist())) < 2:
+                continue
+            made.append(roc_curve(labels, of_positive, task=task, method=method))
+            if method == "federated":
+                made.append(calibration_curve(labels, of_positive, task=task, method=method))
+                made.extend(decision_curves(labels, of_positive, task=task, method=method))
+    renewed = {(curve.kind, curve.task, curve.method) for curve in made}
+    kept = [curve for curve in results.curves if (curve.kind, curve.task, curve.method) not in renewed]
+    return replace(results, curves=kept + made)
+
+
+def html(results: Results) -> str:
+    """The page."""
+    sections = [_task_section(results, task) for task in results.tasks]
+    drawings = [report_rounds.convergence(results), report_rounds.memory_health(results)]
+    drawings += [report_rounds.memory_map(results, task) for task in results.tasks]
+    return _template("report.html.j2").render(
+        **_common(results),
+        sections=sections,
+        styles=Markup(_template("report.css").render()),
+        rounds_drawings=[drawing for drawing in drawings if drawing],
+        grid=report_tables.grid(results),
+        tiles=report_tables.tiles(results),
+    )
+
+
+def model_card(results: Results) -> str:
+    """The model card, Markdown."""
+    tables = {
+        task: [t for t in (report_tables.three_ways(results, task), report_tables.operating(results, task)) if t]
+        for task in results.tasks
+    }
+    return _template("model_card.md.j2").render(**_common(results), tables=tables)
+
+
+def _common(results: Results) -> dict[str, Any]:
+    return {
+        "results": results,
+        "origin": report_text.origin(results),
+        "who": report_text.who(results),
+        "findings": {task: report_text.finding(results, task) for task in results.tasks},
+        "comparisons": {task: report_text.comparisons(results, task) for task in results.tasks},
+        "cohorts": report_tables.cohorts(results),
+        "provenance": report_tables.provenance(results),
+        "not_guaranteed": report_text.not_guaranteed(results),
+    }
+
+
+def _task_section(results: Results, task: str) -> dict[str, Any]:
+    figures: list[Drawing | None] = [
+        report_figures.roc(results, task),
+        report_figures.calibration(results, task),
+        report_figures.decision(results, task),
+    ]
+    return {
+        "task": task,
+        "forest": report_figures.forest(results, task),
+        "figures": [figure for figure in figures if figure],
+        "tables": [
+            table
+            for table in (
+                report_tables.three_ways(results, task),
+                report_tables.differences(results, task),
+                report_tables.operating(results, task),
+            )
+            if table
+        ],
+    }
+
+
+def _of_positive(scores: Scores) -> Any:
+    """Probability of class 1, (n,); None for more than two classes."""
+    values = scores.probabilities
+    if values.ndim == 1:
+        return values
+    return values[:, 1] if values.shape[1] == 2 else None
+
+
+def _environment(*, autoescape: bool = True) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("momkd_fl.evaluation"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "duration": report_tables.duration,
+        "bytes": report_tables.size,
+        "svg": Markup,
+        "cell": _markdown_cell,
+    }
+    return environment
+
+
+def _template(name: str) -> Template:
+    return _environment(autoescape=".html." in name or name.endswith(".css")).get_template(name)
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,158 @@
+"""The report's sentences: what was found, and what is not guaranteed. Each is made from the numbers alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from momkd_fl.evaluation.report_svg import number
+from momkd_fl.evaluation.results import Difference, Estimate, Method, Results
+
+_WORDS: Final = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+_ORIGINS: Final = {
+    "synthetic": "Synthetic patients",
+    "simulation": "Simulation on one machine",
+    "federation": "Live federation",
+}
+
+
+def origin(results: Results) -> str:
+    """Where the patients of the run come from, as a label."""
+    return _ORIGINS[results.origin]
+
+
+def who(results: Results) -> str:
+    """The first sentence: who trained."""
+    count, kind = len(results.training_sites), "" if results.origin == "federation" else "simulated "
+    hospitals = f"{_word(count)} {kind}hospital{'s' if count != 1 else ''}"
+    return (
+        f"{hospitals.capitalize()} trained one model together. They exchanged weights and summed statistics, never "
+        "slides, genomes or labels."
+    )
+
+
+def finding(results: Results, task: str) -> str:
+    """The main result of a task: the federated model on hospitals that never trained."""
+    held_out = results.held_out.get("federated", {}).get(task)
+    if held_out is None:
+        return f"{task}: no held-out hospital was scored, so this run says nothing about new hospitals."
+    count = len(results.held_out_sites)
+    where = f"On {_word(count)} hospital{'s' if count != 1 else ''} that never trained"
+    if held_out.pooled.value is None:
+        return f"{where}, the AUROC for {task} is not estimable: {held_out.pooled.reason}."
+    return f"{where}, it recognises {task} with an AUROC of {spoken(held_out.pooled)}."
+
+
+def comparisons(results: Results, task: str) -> list[str]:
+    """One sentence per comparison that was made: pooled data, one hospital alone, memory without genomics."""
+    sentences = [_against_pooled(results, task), _against_local(results, task), _against_control(results, task)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def spoken(estimate: Estimate) -> str:
+    """An estimate in a sentence."""
+    if estimate.value is None:
+        return "not estimable"
+    if estimate.low is None:
+        return number(estimate.value)
+    return f"{number(estimate.value)} (95% interval {number(estimate.low)} to {number(estimate.high)})"
+
+
+def not_guaranteed(results: Results) -> list[str]:
+    """What a reader must not conclude from this run."""
+    said = ["This is research software. It is not a medical device, and no diagnosis may rest on it."]
+    if results.origin == "synthetic":
+        said.append(
+            "The patients are synthetic: the numbers show that the machinery works, not how it does on patients."
+        )
+    if results.origin == "simulation":
+        said.append("All data were on one machine: the privacy of a live federation was not put to the test.")
+    if results.protection.aggregation != "secagg":
+        said.append(
+            "The coordinator saw each site's own update and memory statistics (no secure aggregation). Updates can "
+            "reveal something about the patients they were made from."
+        )
+    bounds = results.protection.epsilon
+    if not bounds or any(epsilon is None for epsilon in bounds.values()):
+        said.append(
+            "No differential privacy bound is claimed (ε = ∞). Neither the model nor its memory is anonymous; share "
+            "them as you would share data about the patients."
+        )
+    said.append("A malicious site can bias the model. Membership in the federation is the defence, not the software.")
+    few = len(results.held_out_sites)
+    if few < 4:
+        said.append(
+            f"{_word(few).capitalize()} held-out hospital{'s' if few != 1 else ''} cannot show how the model varies "
+            "between hospitals: from four on the report gives a prediction interval for a new one."
+        )
+    said.append(
+        "Intervals cover the draw of patients, not the chance of training. Repeat with other seeds before "
+        "small differences are believed."
+    )
+    said.append("The threshold and calibration come from the training sites. Check them locally before use elsewhere.")
+    return said
+
+
+def difference(results: Results, task: str, reference: Method) -> Difference | None:
+    """Federated minus ``reference`` over all held-out patients, where it was computed."""
+    for one in results.differences:
+        if (one.task, one.method, one.reference, one.site) == (task, "federated", reference, None):
+            return one
+    return None
+
+
+def _against_pooled(results: Results, task: str) -> str | None:
+    federated, pooled = _value(results, "federated", task), _value(results, "pooled", task)
+    if federated is None or pooled is None:
+        return None
+    return (
+        f"The same model trained on the pooled data reaches {number(pooled)}: federation kept "
+        f"{100 * federated / pooled:.0f}% of it{_paired(difference(results, task, 'pooled'))}."
+    )
+
+
+def _against_local(results: Results, task: str) -> str | None:
+    local = _value(results, "local_median", task)
+    if local is None or _value(results, "federated", task) is None:
+        return None
+    return (
+        f"A hospital that trains alone reaches {number(local)} (median)"
+        f"{_paired(difference(results, task, 'local_median'))}."
+    )
+
+
+def _against_control(results: Results, task: str) -> str | None:
+    one = difference(results, task, "no_genomics_control")
+    if one is None or one.difference.value is None or one.difference.low is None or one.difference.high is None:
+        return None
+    size = f"{_signed(one.difference.value)} ({_signed(one.difference.low)} to {_signed(one.difference.high)})"
+    if one.difference.low > 0:
+        return f"Genomics in the memory helped: {size} against the same method without them."
+    if one.difference.high < 0:
+        return f"Genomics in the memory hurt: {size} against the same method without them."
+    return f"Whether genomics in the memory help cannot be told from this run: {size} against the same method without."
+
+
+def _paired(one: Difference | None) -> str:
+    if one is None or one.difference.value is None or one.difference.low is None or one.difference.high is None:
+        return ""
+    low, high = one.difference.low, one.difference.high
+    verdict = "federated is better" if low > 0 else "federated is worse" if high < 0 else "no clear difference"
+    size = f"{_signed(one.difference.value)}, 95% interval {_signed(low)} to {_signed(high)}"
+    return f"; {verdict} ({size})"
+
+
+def _value(results: Results, method: Method, task: str) -> float | None:
+    held_out = results.held_out.get(method, {}).get(task)
+    return None if held_out is None else held_out.pooled.value
+
+
+def _signed(value: float) -> str:
+    text = number(value)
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
+
+
+def _word(count: int) -> str:
+    return _WORDS[count] if count < len(_WORDS) else str(count)

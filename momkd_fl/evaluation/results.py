@@ -1,0 +1,337 @@
+"""The results of one run, as frozen values (``results_file.py`` reads and writes them).
+
+Nothing here holds a patient. A number that cannot be estimated is an :class:`Estimate` without a value and with
+a reason; it is never a zero. Where the sites' own counts may not leave them, a count from 1 to 10 is the text
+``"<11"``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import ConfigDict, Field
+
+SCHEMA: Final = "momkd-results/1"
+MINIMUM_CELL: Final = 11
+FEW: Final = "<11"
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0)]
+Count = Whole | Literal["<11"] | None
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+Method = Literal[
+    "federated",
+    "pooled",
+    "local_median",
+    "local_best",
+    "no_genomics_control",
+    "shuffled_genomics",
+    "random_memory",
+    "attention_mil",
+]
+State = Literal["trained", "late", "missing", "refused", "idle"]
+Metric = Literal[
+    "auroc",
+    "auprc",
+    "prevalence",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "f1",
+    "balanced_accuracy",
+    "brier",
+    "calibration_slope",
+    "calibration_intercept",
+]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+STATES: Final[tuple[State, ...]] = get_args(State)
+_CLOSED: Final = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval; ``value`` None: not estimable, and ``reason`` says why."""
+
+    __pydantic_config__ = _CLOSED
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is None and (not self.reason or self.low is not None or self.high is not None):
+            raise ValueError("an estimate without a value needs a reason and has no interval")
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval needs both ends")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("the low end of an interval is above its high end")
+
+    @staticmethod
+    def not_estimable(reason: str) -> Estimate:
+        """An estimate without a value, e.g. ``not_estimable("fewer than 11 patients of a class")``."""
+        return Estimate(None, reason=reason)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """AUROC of one method and task on the sites that never trained.
+
+    ``pooled`` ranks all held-out patients together, ``within_site`` is the mean of the sites' own AUROCs,
+    ``between_sites_sd`` their spread and ``prediction`` the random-effects interval for a new site (from four
+    sites on): three different numbers, all three are reported.
+    """
+
+    __pydantic_config__ = _CLOSED
+    pooled: Estimate
+    within_site: Estimate
+    sites: dict[str, Estimate]
+    between_sites_sd: Number | None = None
+    prediction: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``method`` minus ``reference`` on the same held-out patients, paired; ``p_holm`` is adjusted over tasks."""
+
+    __pydantic_config__ = _CLOSED
+    task: str
+    method: Method
+    reference: Method
+    difference: Estimate
+    site: str | None = None
+    p_value: Share | None = None
+    p_holm: Share | None = None
+
+
+@dataclass(frozen=True)
+class Operating:
+    """Metrics of one method at the threshold frozen on the training sites; ``site`` None: all held-out patients."""
+
+    __pydantic_config__ = _CLOSED
+    task: str
+    method: Method
+    site: str | None
+    threshold: Share | None
+    metrics: dict[Metric, Estimate]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve to draw, with a 95% band where there is one.
+
+    ``roc``: false positive rate against sensitivity. ``calibration``: mean predicted probability against observed
+    share, ``weight`` the share of patients in each bin. ``decision``: threshold probability against net benefit;
+    ``decision_all``: the same had every patient been called positive. ``binning_error`` bounds what a curve made
+    from binned scores may be off by.
+    """
+
+    __pydantic_config__ = _CLOSED
+    kind: Literal["roc", "calibration", "decision", "decision_all"]
+    task: str
+    method: Method
+    x: list[Number]
+    y: list[Number]
+    low: list[Number] | None = None
+    high: list[Number] | None = None
+    weight: list[Share] | None = None
+    binning_error: Number | None = None
+
+    def __post_init__(self) -> None:
+        parts = (self.y, self.low, self.high, self.weight)
+        if not self.x or any(part is not None and len(part) != len(self.x) for part in parts):
+            raise ValueError("the parts of a curve differ in length, or it is empty")
+
+
+@dataclass(frozen=True)
+class MemoryHealth:
+    """How alive the memory was in one round: mean angle moved (rad), share of slots moved, effective numbers."""
+
+    __pydantic_config__ = _CLOSED
+    slot_movement_rad: Number | None
+    effective_slots: Number | None
+    moved_share: Share | None = None
+    effective_patches: Number | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: seconds, bytes both ways, sites by state (``{"trained": [...], "missing": [...]}``), validation."""
+
+    __pydantic_config__ = _CLOSED
+    round: Annotated[int, Field(ge=1)]
+    seconds: Number
+    bytes: Whole
+    sites: dict[State, list[str]]
+    validation_auroc: Number | None = None
+    validation_loss: Number | None = None
+    memory: MemoryHealth | None = None
+    bytes_by_site: dict[str, Whole] = field(default_factory=dict)
+    seconds_by_phase: dict[str, Number] = field(default_factory=dict)
+    outcome: Literal["ok", "below_quorum", "repeated"] = "ok"
+
+    def __post_init__(self) -> None:
+        listed = [site for sites in self.sites.values() for site in sites]
+        if len(listed) != len(set(listed)):
+            raise ValueError("a site is in two states of one round")
+
+
+@dataclass(frozen=True)
+class TaskCohort:
+    """A site's labels for one task: labelled patients, share of positives, exclusions by reason."""
+
+    __pydantic_config__ = _CLOSED
+    labelled: Count
+    prevalence: Share | None
+    excluded: dict[str, Count] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """One site: who takes part with what. ``with_genomics`` counts patients that have an expression profile."""
+
+    __pydantic_config__ = _CLOSED
+    site: str
+    role: Literal["train", "evaluate"]
+    patients: Count
+    slides: Count
+    with_genomics: Count
+    tasks: dict[str, TaskCohort]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen on the training sites' validation patients and then frozen."""
+
+    __pydantic_config__ = _CLOSED
+    round: int
+    criterion: str
+    threshold: Share | None
+    calibration: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlotShare:
+    """Share of a class's assignment that one memory slot holds, in one modality, at the end."""
+
+    __pydantic_config__ = _CLOSED
+    task: str
+    modality: Literal["histology", "genomics"]
+    label: str
+    slot: Whole
+    share: Share
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What protected the sites in this run. ``epsilon`` by site; None: no bound is claimed."""
+
+    __pydantic_config__ = _CLOSED
+    transport: Literal["mutual_tls", "in_process"]
+    aggregation: Literal["plain", "robust", "secagg"]
+    epsilon: dict[str, Number | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """SHA-256 digests (hex) of what made the result, seeds by purpose, versions by package."""
+
+    __pydantic_config__ = _CLOSED
+    configuration: Digest
+    code: Digest
+    architecture: Digest
+    checkpoint: Digest | None
+    fingerprint: Digest
+    data: Digest | None
+    seeds: dict[str, int]
+    software: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that went wrong: a stable code (never a sentence, which may name a local file)."""
+
+    __pydantic_config__ = _CLOSED
+    code: str
+    site: str | None = None
+    round: int | None = None
+    recovered: bool = True
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time: of the installation (None where it was not measured) and of the run."""
+
+    __pydantic_config__ = _CLOSED
+    install: Number | None
+    run: Number
+    phases: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All of one run.
+
+    ``origin`` says where the patients' scores were: ``synthetic`` and ``simulation`` (one machine holds all data)
+    or ``federation`` (each site holds its own; counts under 11 must not be here). ``quorum`` is the fewest sites
+    that made a round. ``local_models[task][site]`` is the AUROC of that training site's own model on all held-out
+    patients. ``peak_rss_mb`` covers all processes together.
+    """
+
+    __pydantic_config__ = _CLOSED
+    schema: Literal["momkd-results/1"]
+    name: str
+    created: str
+    origin: Literal["synthetic", "simulation", "federation"]
+    tasks: list[str]
+    seconds: Seconds
+    peak_rss_mb: Number
+    quorum: Whole
+    rounds: list[Round]
+    cohorts: list[Cohort]
+    held_out: dict[Method, dict[str, HeldOut]]
+    selection: dict[str, Selection]
+    provenance: Provenance
+    protection: Protection
+    differences: list[Difference] = field(default_factory=list)
+    operating: list[Operating] = field(default_factory=list)
+    local_models: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+    memory_map: list[SlotShare] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        known = {cohort.site for cohort in self.cohorts}
+        strangers = {site for one in self.rounds for sites in one.sites.values() for site in sites} - known
+        if strangers:
+            raise ValueError(f"site {min(strangers)!r} took part in a round but has no cohort")
+        unknown = {task for by_task in self.held_out.values() for task in by_task} - set(self.tasks)
+        if unknown:
+            raise ValueError(f"held_out has task {min(unknown)!r}, which is not among the run's tasks")
+        if self.origin == "federation" and any(exposes_small_count(cohort) for cohort in self.cohorts):
+            raise ValueError("a site's count from 1 to 10 may not be in a federation's results")
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that train, in the cohorts' order."""
+        return [cohort.site for cohort in self.cohorts if cohort.role == "train"]
+
+    @property
+    def held_out_sites(self) -> list[str]:
+        """Sites that never train, in the cohorts' order."""
+        return [cohort.site for cohort in self.cohorts if cohort.role == "evaluate"]
+
+
+def suppressed(count: int) -> int | Literal["<11"]:
+    """The count as it may leave a site: 0 and counts from 11 on stay, 1 to 10 become ``"<11"``."""
+    return FEW if 0 < count < MINIMUM_CELL else count
+
+
+def exposes_small_count(cohort: Cohort) -> bool:
+    """Whether any count of the cohort lies between 1 and 10."""
+    counts = [cohort.patients, cohort.slides, cohort.with_genomics]
+    for task in cohort.tasks.values():
+        counts += [task.labelled, *task.excluded.values()]
+    return any(isinstance(count, int) and suppressed(count) == FEW for count in counts)

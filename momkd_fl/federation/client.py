@@ -1,0 +1,113 @@
+"""A site's part: a Flower ClientApp around one :class:`Participant`, and the process that keeps it connected."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from momkd_fl.config.base import secret
+from momkd_fl.config.site import SiteConfig
+from momkd_fl.errors import UserError
+from momkd_fl.federation import messages
+from momkd_fl.federation.flower import SiteSession
+from momkd_fl.federation.messages import EVALUATE, FINISH, HELLO, INITIALISE, PLAN, TRAIN, Kind, answer, open_request
+from momkd_fl.federation.participant import Participant
+from momkd_fl.telemetry.logs import JsonLog
+from momkd_fl.telemetry.metrics import ClientMetrics
+
+Say = Callable[[str], None]
+
+
+def make_client_app(participant: Participant, say: Say, log: JsonLog | None = None) -> ClientApp:
+    """The ClientApp of one site. All code is here, installed at the site; messages bring data only.
+
+    A mistake at the site becomes its sentence on the site's own screen and its stable code to the coordinator.
+    """
+    app = ClientApp()
+
+    def serve(kind: Kind[Any, Any], request: Message, work: Callable[..., tuple[Any, messages.Arrays]]) -> Message:
+        try:
+            parcel = open_request(request, kind)
+            body, arrays = work(parcel)
+        except UserError as mistake:
+            say(str(mistake))
+            code = mistake.code
+            if kind in (HELLO, PLAN):
+                participant.give_up(mistake)
+        except Exception:  # a bug must neither end the process nor tell the coordinator what it was holding
+            traceback.print_exc(file=sys.stderr)
+            code = "internal-error"
+        else:
+            return answer(kind, request, parcel, body, arrays)
+        if log is not None:
+            log.event("refused", level="error", code=code)
+        return messages.refuse(request, code)
+
+    @app.query("hello")
+    def hello(request: Message, context: Context) -> Message:
+        return serve(HELLO, request, participant.hello)
+
+    @app.query("plan")
+    def plan(request: Message, context: Context) -> Message:
+        return serve(PLAN, request, participant.plan)
+
+    @app.query("initialise")
+    def initialise(request: Message, context: Context) -> Message:
+        return serve(INITIALISE, request, participant.initialise)
+
+    @app.train()
+    def train(request: Message, context: Context) -> Message:
+        return serve(TRAIN, request, participant.train)
+
+    @app.evaluate()
+    def evaluate(request: Message, context: Context) -> Message:
+        return serve(EVALUATE, request, participant.evaluate)
+
+    @app.query("finish")
+    def finish(request: Message, context: Context) -> Message:
+        return serve(FINISH, request, participant.finish)
+
+    return app
+
+
+def run_site(config: SiteConfig, stop: threading.Event) -> None:
+    """Take part until the run is over.
+
+    Raises
+    ------
+    UserError
+        For a configuration without ``connection`` or ``tls``; for what :class:`SiteSession` cannot mend by trying
+        again; for a mistake in the site's files; and when the coordinator turned the site away, with its reason.
+    """
+    if config.connection is None or config.tls is None:
+        lacking = "connection" if config.connection is None else "tls"
+        raise UserError("config-value", f"Site '{config.site}': '{lacking}' is missing; momkd-client needs it.")
+    with JsonLog(config.telemetry.log, config.site) as log, ClientMetrics() as metrics:
+        if config.telemetry.metrics_port is not None:
+            metrics.serve(config.telemetry.metrics_port)
+
+        def say(sentence: str) -> None:
+            print(f"[{config.site}] {sentence}", file=sys.stderr, flush=True)
+
+        participant = Participant.of_site(config, say, log, metrics)
+        participant.preview()
+        session = SiteSession(
+            config.connection.url,
+            ca=config.tls.ca,
+            certificate=config.tls.certificate,
+            private_key=config.tls.private_key,
+            passphrase=secret(config.tls.passphrase_env, "the private key's passphrase"),
+            poll_max_s=config.connection.poll_max_s,
+            give_up_after_s=config.connection.give_up_after_s,
+            say=Connection(say, log, metrics).event,
+        )
+        context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        session.run(make_client_app(participant, say, log), context, stop, lambda _: participant.over)
+        if participant.mistake is not None:
+            raise participant.mistake

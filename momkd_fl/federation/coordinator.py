@@ -1,0 +1,340 @@
+"""One run from the coordinator's side, over any grid: gather, enrol, initialise, rounds, select, evaluate, farewell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.errors import UserError
+from momkd_fl.evaluation.metrics import ScoreHistogram
+from momkd_fl.federation import state as states
+from momkd_fl.federation.dialogue import SiteGrid, ask_all
+from momkd_fl.federation.enrol import agree_panel, call_roll, dismiss, send_plan
+from momkd_fl.federation.initialise import Start, initialise
+from momkd_fl.federation.messages import EVALUATE, FINISH, Evaluate, EvaluateReply, Finish, HelloReply, Parcel
+from momkd_fl.federation.rounds import Course, Traffic, balanced_loss, run_rounds
+from momkd_fl.federation.state import Best, ServerState
+from momkd_fl.federation.strategy import make_strategy, restore_optimiser
+from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
+from momkd_fl.federation.watch import Watch
+
+FAREWELL_S = 30.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was selected on the training sites' validation patients, then frozen."""
+
+    best: Best
+    threshold: float
+    calibration: tuple[float, float]
+
+
+@dataclass
+class Outcome:
+    """A finished run: its state, what was selected, and the sites' own evaluations (by split, by site)."""
+
+    state: ServerState
+    chosen: Chosen
+    evaluations: dict[str, dict[str, Parcel[EvaluateReply]]] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Coordinator:
+    """The coordinator of one run.
+
+    Parameters
+    ----------
+    config : FederationConfig
+    grid : SiteGrid
+        Over the network or in process.
+    watch : Watch
+    stop : threading.Event
+        Ends the run in order when set.
+    traffic : callable
+        Bytes (sent, received) by site so far.
+    fresh : bool
+        Start anew even where a checkpoint could be resumed; the old one is kept under another name.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        grid: SiteGrid,
+        watch: Watch,
+        stop: threading.Event,
+        traffic: Traffic,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        self.config, self.grid, self.watch, self.stop, self.traffic = config, grid, watch, stop, traffic
+        self.checkpoint = config.output_dir / "checkpoint.safetensors"
+        self.failures: list[tuple[str, str]] = []
+        if fresh and self.checkpoint.exists():
+            shutil.move(self.checkpoint, self.checkpoint.with_suffix(f".{time.time_ns()}.old"))
+
+    def run(self) -> Outcome | None:
+        """The whole run; None when the person stopped it (the checkpoint allows going on)."""
+        state = self._resumed()
+        admitted = set(state.members) if state else set()
+        if state is None:
+            self._gather()
+            if self.stop.is_set():
+                return None
+            state, admitted = self._begin()
+            states.save(self.checkpoint, state)
+        layout = self._layout(state)
+        state = run_rounds(state, self._course(state, layout, admitted))
+        if self.stop.is_set():
+            return None
+        chosen = self._choose(state)
+        outcome = Outcome(state, chosen, failures=self.failures)
+        outcome.evaluations = self._evaluate(state, chosen)
+        self._farewell(chosen, set(state.members))
+        return outcome
+
+    def _resumed(self) -> ServerState | None:
+        if not self.checkpoint.exists():
+            return None
+        state = states.load(self.checkpoint)
+        if state.config_digest != config_digest(self.config):
+            raise UserError(
+                "resume-config-changed",
+                f"{self.checkpoint} belongs to a run with another configuration. Restore that configuration to go "
+                "on, or start anew with --fresh (the old checkpoint is kept).",
+            )
+        sentence = f"Resuming run {state.run} after round {state.round}."
+        self.watch.say(sentence, "resumed", round=state.round, resumed=True)
+        return state
+
+    def _gather(self) -> None:
+        """Wait for every listed site, then after ``rounds.gather_s`` for a quorum only; say so meanwhile."""
+        listed = set(self.config.members)
+        trainers = {site for site, member in self.config.members.items() if member.role == "train"}
+        started, said = time.monotonic(), 0.0
+        with self.watch.phase("gather"):
+            while not self.stop.is_set():
+                online = self.grid.online()
+                for site in online:
+                    if self.watch.states.get(site) != "online":
+                        self.watch.site(site, "online")
+                waited = time.monotonic() - started
+                if online >= listed:
+                    return
+                if waited > self.config.rounds.gather_s and len(online & trainers) >= self.config.rounds.quorum:
+                    return
+                if waited >= said:
+                    said = waited + 15.0
+                    missing = ", ".join(sorted(listed - online))
+                    self.watch.say(
+                        f"Waiting for {missing} ({waited:.0f} s).",
+                        "waiting_for_sites",
+                        waited_s=round(waited, 1),
+                        sites_online=len(online),
+                        sites_expected=len(listed),
+                    )
+                self.stop.wait(0.05)
+
+    def _begin(self) -> tuple[ServerState, set[str]]:
+        run = f"{self.config.name}-{secrets.token_hex(4)}"
+        with self.watch.phase("hello"):
+            hellos = self._greet(run, self.grid.online())
+        panel = agree_panel(self.config, hellos)
+        shape = shape_of(self.config, panel)
+        state = ServerState(
+            run=run,
+            round=0,
+            config_digest=config_digest(self.config),
+            architecture=architecture_hash(shape),
+            panel=panel,
+            members={},
+            weights=initial_weights(shape, self.config.seed),
+            memory=initial_memory(self.config, shape),
+        )
+        with self.watch.phase("plan"):
+            planned = self._plan(state, hellos)
+        state = state.after(members={site: hellos[site].model_dump() for site in planned})
+        trainers = [site for site in planned if hellos[site].role == "train"]
+        if len(trainers) < self.config.rounds.quorum:
+            raise UserError(
+                "quorum-impossible",
+                f"Only {len(trainers)} training sites can take part, rounds.quorum is {self.config.rounds.quorum}. "
+                "The sentences above say why the others cannot.",
+            )
+        genomic = [site for site in trainers if hellos[site].genomics] if panel else []
+        with self.watch.phase("init"):
+            start = Start(self.config, self.grid, run, trainers, genomic)
+            state = initialise(state, start, lambda sentence: self.watch.say(sentence, "initialise"))
+        return state, planned
+
+    def _greet(self, run: str, sites: Collection[str]) -> dict[str, HelloReply]:
+        roll = call_roll(self.grid, self.config, run, sites)
+        for sentence in roll.warnings:
+            self.watch.say(f"Warning: {sentence}", "fingerprint_warning", level="warning")
+        self._turn_away(run, roll.refused)
+        return roll.accepted
+
+    def _plan(self, state: ServerState, hellos: dict[str, HelloReply]) -> set[str]:
+        answers = send_plan(self.grid, self.config, state.run, hellos, state.panel, state.architecture)
+        self._turn_away(
+            state.run, {site: UserError(code, answers.sentences[site]) for site, code in answers.refusals.items()}
+        )
+        return set(answers.parcels)
+
+    def _turn_away(self, run: str, refused: dict[str, UserError]) -> None:
+        for site, mistake in refused.items():
+            self.watch.site(site, "refused")
+            self.watch.say(f"Refused: {mistake.sentence}", "site_refused", level="error", site=site, code=mistake.code)
+            self.failures.append((site, mistake.code))
+        dismiss(self.grid, run, refused)
+
+    def _admit(self, state: ServerState, sites: Collection[str]) -> set[str]:
+        """Greet sites that came late, or lost their state, and bring them up to date."""
+        known = {site for site in sites if site not in self.failures_by_site()}
+        hellos = self._greet(state.run, known)
+        planned = self._plan(state, hellos)
+        if planned and state.space:
+            Start(self.config, self.grid, state.run, planned, ()).tell(planned, {"space": state.space})
+        for site in planned:
+            state.members[site] = hellos[site].model_dump()
+            self.watch.site(site, "online")
+        return planned
+
+    def failures_by_site(self) -> set[str]:
+        """Sites that were turned away for good."""
+        return {site for site, _ in self.failures}
+
+    def _layout(self, state: ServerState) -> Layout:
+        return layout_of(shape_of(self.config, state.panel))
+
+    def _course(self, state: ServerState, layout: Layout, admitted: set[str]) -> Course:
+        config = self.config
+        weights = {site: config.strategy.site_weights.get(site, 1.0) for site in config.members}
+        strategy = make_strategy(
+            config.strategy,
+            run=state.run,
+            site_weights=weights,
+            quorum=config.rounds.quorum,
+            reply_shapes=lambda site: reply_shapes(config, layout, state, state.members[site]["genomics"]),
+            on_reply=self.watch.replied,
+        )
+        restore_optimiser(strategy, state.optimiser)
+        return Course(
+            config=config,
+            grid=self.grid,
+            strategy=strategy,
+            watch=self.watch,
+            stop=self.stop,
+            admit=lambda sites: self._admit(state, sites),
+            save=lambda now: states.save(self.checkpoint, now),
+            traffic=self.traffic,
+            admitted=admitted,
+        )
+
+    def _choose(self, state: ServerState) -> Chosen:
+        """Best round by validation, the last one included; threshold and calibration from the best one's histogram."""
+        best = state.best
+        trainers = [site for site, hello in state.members.items() if hello["role"] == "train"]
+        answers = self._ask_evaluate(state.weights, state.memory, "validation", trainers, state, None)
+        if answers:
+            scores = _summed_scores(answers)
+            sums = np.sum([parcel.body.validation_loss_sum for parcel in answers.values()], axis=0)
+            loss = balanced_loss(sums, scores)
+            if loss is not None and (best is None or loss < best.loss):
+                best = Best(state.round, loss, state.weights, state.memory, scores)
+        if best is None:
+            raise UserError(
+                "validation-not-estimable",
+                "No round could be selected: the training sites' validation patients do not hold every class. "
+                "Raise training.validation_fraction, or add sites.",
+            )
+        histogram = ScoreHistogram.from_arrays(best.scores)
+        return Chosen(best, histogram.youden_threshold(), histogram.platt())
+
+    def _evaluate(self, state: ServerState, chosen: Chosen) -> dict[str, dict[str, Parcel[EvaluateReply]]]:
+        """Every site's own evaluation of the selected model; held-out sites on all their patients."""
+        self.watch.say(f"Evaluating the model of round {chosen.best.round} at the sites.", "evaluate")
+        found = {}
+        with self.watch.phase("evaluate"):
+            for split, role in (("validation", "train"), ("test", "evaluate")):
+                sites = [site for site, hello in state.members.items() if hello["role"] == role]
+                found[split] = self._ask_evaluate(
+                    chosen.best.weights, chosen.best.memory, split, sites, state, chosen
+                )
+        return found
+
+    def _ask_evaluate(
+        self,
+        weights: states.Arrays,
+        memory: states.Arrays,
+        split: str,
+        sites: Collection[str],
+        state: ServerState,
+        chosen: Chosen | None,
+    ) -> dict[str, Parcel[EvaluateReply]]:
+        if not sites:
+            return {}
+        body = Evaluate.model_validate(
+            {
+                "split": split,
+                "threshold": chosen.threshold if chosen else None,
+                "calibration": list(chosen.calibration) if chosen else None,
+                "final": chosen is not None,
+            }
+        )
+        answers = ask_all(
+            self.grid,
+            EVALUATE,
+            body,
+            sites,
+            run=state.run,
+            round=state.round,
+            timeout_s=self.config.rounds.deadline_s,
+            arrays={"weights": weights, "memory": memory},
+        )
+        for site in sites:
+            if site not in answers.parcels:
+                code = answers.refusals.get(site, "no-answer")
+                self.failures.append((site, code))
+                self.watch.say(f"site {site}: no evaluation ({code}).", "evaluation_missing", level="warning")
+        return answers.parcels
+
+    def _farewell(self, chosen: Chosen, sites: Collection[str]) -> None:
+        body = Finish(outcome="finished", code="finished", sentence=f"The model is that of round {chosen.best.round}.")
+        arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
+        online = set(sites) & self.grid.online()
+        with self.watch.phase("finish"):
+            answers = ask_all(
+                self.grid, FINISH, body, online, run="", round=0, timeout_s=FAREWELL_S, arrays=arrays
+            )
+        for site in answers.parcels:
+            self.watch.site(site, "finished")
+
+
+def config_digest(config: FederationConfig) -> str:
+    """SHA-256 of the configuration without what may change between restarts (addresses, telemetry, waiting)."""
+    kept = config.model_dump(mode="json", exclude={"listen", "telemetry", "output_dir", "tls"})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _summed_scores(answers: dict[str, Parcel[EvaluateReply]]) -> states.Arrays:
+    total: states.Arrays = {}
+    for parcel in answers.values():
+        for name, value in parcel.arrays.get("scores", {}).items():
+            total[name] = total.get(name, np.zeros(value.shape)) + value
+    return total
+
+
+def model_path(config: FederationConfig) -> Path:
+    """Where the selected model is kept."""
+    return config.output_dir / "model.safetensors"

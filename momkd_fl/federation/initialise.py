@@ -1,0 +1,160 @@
+"""The start of a run, from sums and counts only: gene scaling, the fixed genomic space, anchors and slots.
+
+Order: ``scaling`` (n, sum x, sum x^2 per gene) -> ``moments`` (n, sum z z^T, z clipped to a norm) -> the space is
+fixed and sent -> ``anchors`` (a few rounds of spherical k-means within each class, METHOD section 10) -> ``slots``
+(the same over histology under the initial weights, METHOD section 8). No label leaves a site; class sums do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.errors import UserError
+from momkd_fl.federation.dialogue import SiteGrid, ask_all
+from momkd_fl.federation.memory_bank import move_slots
+from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, InitialiseReply, Parcel, expect_shapes
+from momkd_fl.federation.state import ServerState
+
+Flat = dict[str, NDArray[np.float64]]
+Shapes = Mapping[str, tuple[int, ...]]
+SD_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Start:
+    """Who takes part in the initialisation, and how to ask them."""
+
+    config: FederationConfig
+    grid: SiteGrid
+    run: str
+    trainers: Collection[str]
+    genomic: Collection[str]
+
+    def sums(self, step: str, iteration: int, sites: Collection[str], arrays: Arrays, shapes: Shapes) -> Flat:
+        """Ask ``sites`` for one step's sums and add them.
+
+        Raises
+        ------
+        UserError
+            ``initialise-failed`` when a site does not answer or answers another shape: the start needs everyone
+            who is in, since a slot that begins without a site's patients begins elsewhere.
+        """
+
+        def exact(site: str, parcel: Parcel[InitialiseReply]) -> None:
+            expect_shapes(parcel.arrays.get("statistics", {}), shapes, f"site {site}: statistics of {step}")
+
+        body = Initialise.model_validate({"step": step, "iteration": iteration})
+        wait_s = self.config.rounds.deadline_s
+        answers = ask_all(
+            self.grid, INITIALISE, body, sites, run=self.run, round=0, timeout_s=wait_s, arrays=arrays, check=exact
+        )
+        absent = sorted(set(sites) - set(answers.parcels))
+        if absent:
+            why = answers.refusals.get(absent[0], "no answer in time")
+            raise UserError(
+                "initialise-failed",
+                f"site {absent[0]}: no sums for initialisation step '{step}' ({why}). "
+                "Look at that site's log, then start the server again.",
+            )
+        total: Flat = {name: np.zeros(shape) for name, shape in shapes.items()}
+        for _, parcel in answers:
+            for name, value in parcel.arrays["statistics"].items():
+                total[name] += value
+        return total
+
+    def tell(self, sites: Collection[str], arrays: Arrays) -> None:
+        """Send the fixed result."""
+        body = Initialise(step="fixed", iteration=0)
+        ask_all(
+            self.grid,
+            INITIALISE,
+            body,
+            sites,
+            run=self.run,
+            round=0,
+            timeout_s=self.config.rounds.deadline_s,
+            arrays=arrays,
+        )
+
+
+def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
+    """The memory and the genomic space of round 0, by sums over the sites."""
+    memory, genes = start.config.memory, len(state.panel)
+    if genes and start.genomic:
+        say(f"Scaling {genes} genes and placing the genomic space, by sums over {len(start.genomic)} sites.")
+        state = state.after(space=genomic_space(start, genes))
+        start.tell(start.trainers, {"space": state.space})
+        if memory.mode == "anchors":
+            anchors = place_anchors(start, state.space["axes"].shape[0])
+            state = state.after(memory={**state.memory, "anchors": anchors})
+    if "slots" in state.memory and memory.mode != "gradient":
+        say(f"Placing {memory.slots} slots per class by federated spherical k-means.")
+        state = state.after(memory={**state.memory, "slots": place_slots(start, state)})
+    return state
+
+
+def genomic_space(start: Start, genes: int) -> dict[str, NDArray[np.float32]]:
+    """Mean, scale (G,), leading axes (A, G) of the panel's second moment, and sd (A,) along them."""
+    ask = partial(start.sums, iteration=0, sites=start.genomic)
+    first = ask("scaling", arrays={}, shapes={"n": (1,), "sum": (genes,), "sum_sq": (genes,)})
+    count = max(float(first["n"][0]), 1.0)
+    mean = first["sum"] / count
+    scale = np.sqrt(np.maximum(first["sum_sq"] / count - mean**2, 0.0))
+    scale = np.where(scale > SD_FLOOR, scale, 1.0)  # a gene that never varies stays 0 after centring
+    sent = {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
+    second = ask("moments", arrays={"space": sent}, shapes={"n": (1,), "sum": (genes,), "outer": (genes, genes)})
+    moment = second["outer"] / max(float(second["n"][0]), 1.0)
+    values, vectors = np.linalg.eigh(moment)
+    keep = min(start.config.memory.anchor_dim, genes, max(int((values > SD_FLOOR).sum()), 1))
+    order = np.argsort(values)[::-1][:keep]
+    axes = vectors[:, order].T
+    axes = axes * np.sign(axes[np.arange(keep), np.abs(axes).argmax(axis=1)])[:, None]  # one sign on any machine
+    sd = np.sqrt(np.maximum(values[order], SD_FLOOR))
+    return {**sent, "axes": axes.astype(np.float32), "sd": sd.astype(np.float32)}
+
+
+def place_anchors(start: Start, dim: int) -> NDArray[np.float32]:
+    """Genomic anchors (C, K, A): balanced spherical k-means within each class, over sums."""
+    config = start.config
+    anchors = spread_directions(config.classes, config.memory.slots, dim, config.seed)
+    shapes = {"sums.genomics": anchors.shape, "counts.genomics": anchors.shape[:2]}
+    for iteration in range(config.memory.anchor_iterations):
+        total = start.sums("anchors", iteration, start.genomic, {"memory": {"anchors": anchors}}, shapes)
+        length = np.linalg.norm(total["sums.genomics"], axis=-1, keepdims=True)
+        seen = (total["counts.genomics"][..., None] >= config.memory.min_count) & (length > 1e-9)
+        anchors = np.where(seen, total["sums.genomics"] / np.maximum(length, 1e-9), anchors).astype(np.float32)
+    return anchors
+
+
+def place_slots(start: Start, state: ServerState) -> NDArray[np.float32]:
+    """Histology slots (C, K, S) by the statistics of a round, taken with momentum 0."""
+    slots = state.memory["slots"]
+    shapes = {"sums.histology": slots.shape, "counts.histology": slots.shape[:2]}
+    for iteration in range(start.config.memory.init_iterations):
+        sent: Arrays = {"weights": state.weights, "memory": {**state.memory, "slots": slots}}
+        total = start.sums("slots", iteration, start.trainers, sent, shapes)
+        slots, _ = move_slots(
+            slots,
+            {"histology": total["sums.histology"]},
+            {"histology": total["counts.histology"]},
+            momentum=0.0,
+            genomic_weight=0.0,
+            min_count=start.config.memory.min_count,
+        )
+    return slots
+
+
+def spread_directions(classes: int, slots: int, dim: int, seed: int) -> NDArray[np.float32]:
+    """Seeded unit vectors (C, K, dim), orthogonal as far as the dimension allows."""
+    rng = np.random.default_rng((seed, classes, slots, dim))
+    rows: list[NDArray[np.float64]] = []
+    while len(rows) < classes * slots:
+        basis, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
+        rows += list(basis.T)
+    return np.stack(rows[: classes * slots]).reshape(classes, slots, dim).astype(np.float32)

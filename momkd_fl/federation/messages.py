@@ -1,0 +1,311 @@
+"""The messages of a run: versioned, schema-checked, size-capped (FEDERATION.md, "Messages of a run").
+
+A message is an envelope (kind, protocol version, run, round, a JSON body that a strict model checks) and
+named groups of float32 arrays. Both sides refuse whole messages; a refusal names the field.
+
+Groups of arrays
+----------------
+``weights``  flat vectors by branch (``histology``, ``genomics``); the layout is fixed by the architecture hash.
+``memory``   slots (C, K, S) and, where there are any, genomic anchors (C, K, A).
+``space``    the fixed genomic space: mean, scale (G,), axes (A, G), sd (A,).
+``update``   the weight difference, as ``weights``.
+``statistics``  sums and counts per modality, class and slot; or the sums of one initialisation step.
+``scores``   score histograms per class (C, bins) of validation or test patients.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from momkd_fl.errors import UserError
+
+PROTOCOL = 1
+"""Version of every message. A site and a coordinator of different versions refuse each other."""
+
+SHARED_SECTIONS = ("name", "task", "classes", "encoder", "model", "memory", "losses", "training", "genes", "seed")
+"""The parts of the federation's configuration that the sites are told."""
+
+BODY_BYTES_MAX = 1 << 20
+ARRAYS_BYTES_MAX = 1 << 30
+SITE_ERROR = 100
+"""Flower error code of a site's refusal; its reason is a stable error code of ours and nothing else."""
+
+Arrays = dict[str, dict[str, NDArray[np.float32]]]
+
+
+class Body(BaseModel):
+    """The JSON part of a message: exact fields, exact types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Hello(Body):
+    """Ask a site who it is, for a run described by the shared sections of the federation's configuration."""
+
+    federation: dict[str, Any]
+
+
+class HelloReply(Body):
+    """What a site says of itself: never a count, a label or an id."""
+
+    site: str
+    role: Literal["train", "evaluate"]
+    software: str
+    genomics: bool
+    genes: list[str] = Field(description="Gene symbols the site has; no values.")
+    fingerprint: dict[str, str | float | int | None]
+    clock_unix_s: float
+
+
+class Plan(Body):
+    """The panel and the architecture every site must build."""
+
+    panel: list[str]
+    architecture: str
+
+
+class PlanReply(Body):
+    """Accepted, with the architecture hash the site computed itself."""
+
+    architecture: str
+
+
+class Initialise(Body):
+    """One step of the initialisation by sums (scaling, moments, anchors, slots) or its fixed result."""
+
+    step: Literal["scaling", "moments", "anchors", "slots", "fixed"]
+    iteration: int
+
+
+class InitialiseReply(Body):
+    """The site's sums travel as arrays."""
+
+
+class Train(Body):
+    """Train from the weights and memory that travel with it."""
+
+    proximal_mu: float = Field(description="FedProx's proximal term; 0: none.")
+
+
+class TrainReply(Body):
+    """What a round says besides arrays: seconds by phase and monitors, means over many patients."""
+
+    seconds: dict[str, float]
+    losses: dict[str, float]
+    validation_loss_sum: list[float]
+    monitors: dict[str, float]
+
+
+class Evaluate(Body):
+    """Score patients with the weights and memory that travel with it."""
+
+    split: Literal["validation", "test"]
+    threshold: float | None
+    calibration: list[float] | None
+    final: bool
+
+
+class EvaluateReply(Body):
+    """Metrics of one site; the histogram travels as an array. Not estimable is None."""
+
+    validation_loss_sum: list[float]
+    metrics: dict[str, float | None]
+    intervals: dict[str, list[float] | None]
+    cohort: dict[str, str | float | int | None]
+
+
+class Finish(Body):
+    """The run is over at this site."""
+
+    outcome: Literal["finished", "stopped", "refused"]
+    code: str
+    sentence: str
+
+
+class FinishReply(Body):
+    """Farewell."""
+
+
+RequestT = TypeVar("RequestT", bound=Body)
+ReplyT = TypeVar("ReplyT", bound=Body)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[RequestT, ReplyT]):
+    """One type of message, its two bodies and the groups of arrays each may carry."""
+
+    name: str
+    message_type: str
+    request: type[RequestT]
+    reply: type[ReplyT]
+    request_groups: frozenset[str] = frozenset()
+    reply_groups: frozenset[str] = frozenset()
+
+
+HELLO = Kind("hello", "query.hello", Hello, HelloReply)
+PLAN = Kind("plan", "query.plan", Plan, PlanReply)
+INITIALISE = Kind(
+    "initialise",
+    "query.initialise",
+    Initialise,
+    InitialiseReply,
+    frozenset({"weights", "memory", "space"}),
+    frozenset({"statistics"}),
+)
+TRAIN = Kind(
+    "train",
+    "train",
+    Train,
+    TrainReply,
+    frozenset({"weights", "memory"}),
+    frozenset({"update", "statistics", "scores"}),
+)
+EVALUATE = Kind(
+    "evaluate", "evaluate", Evaluate, EvaluateReply, frozenset({"weights", "memory"}), frozenset({"scores"})
+)
+FINISH = Kind("finish", "query.finish", Finish, FinishReply, frozenset({"weights", "memory"}))
+KINDS = (HELLO, PLAN, INITIALISE, TRAIN, EVALUATE, FINISH)
+
+
+@dataclass(frozen=True)
+class Parcel(Generic[ReplyT]):
+    """An opened message."""
+
+    kind: str
+    run: str
+    round: int
+    body: ReplyT
+    arrays: Arrays
+
+
+def ask(kind: Kind[RequestT, ReplyT], body: RequestT, node: int, *, run: str, round: int, arrays: Arrays) -> Message:
+    """A message of the coordinator to one node."""
+    content = _seal(kind.name, body, run, round, arrays)
+    return Message(content, dst_node_id=node, message_type=kind.message_type, group_id=str(round))
+
+
+def answer(
+    kind: Kind[RequestT, ReplyT], request: Message, parcel: Parcel[RequestT], body: ReplyT, arrays: Arrays
+) -> Message:
+    """A site's reply to ``request``."""
+    return Message(_seal(kind.name, body, parcel.run, parcel.round, arrays), reply_to=request)
+
+
+def refuse(request: Message, code: str) -> Message:
+    """A site's refusal: a stable code, never the sentence, which may name a local file."""
+    return Message(Error(code=SITE_ERROR, reason=code[:64]), reply_to=request)
+
+
+def open_request(message: Message, kind: Kind[RequestT, ReplyT]) -> Parcel[RequestT]:
+    """Open and check what the coordinator sent (raises UserError ``message-schema`` or ``message-version``)."""
+    return _open(message, kind.name, kind.request, kind.request_groups, "the coordinator")
+
+
+def open_reply(message: Message, kind: Kind[RequestT, ReplyT], site: str, *, run: str, round: int) -> Parcel[ReplyT]:
+    """Open and check a site's reply; another run's or round's reply is refused as a replay.
+
+    Raises
+    ------
+    UserError
+        ``message-schema``, ``message-version`` or ``message-replayed``, naming the site and the field.
+    """
+    parcel = _open(message, kind.name, kind.reply, kind.reply_groups, f"site {site}")
+    if (parcel.run, parcel.round) != (run, round):
+        raise UserError(
+            "message-replayed",
+            f"site {site}: its {kind.name} reply belongs to run {parcel.run}, round {parcel.round}; "
+            f"expected run {run}, round {round}. The message was dropped.",
+        )
+    return parcel
+
+
+def _seal(kind: str, body: Body, run: str, round: int, arrays: Arrays) -> RecordDict:
+    envelope = ConfigRecord(
+        {"kind": kind, "protocol": PROTOCOL, "run": run, "round": round, "body": body.model_dump_json()}
+    )
+    records: dict[str, Any] = {"envelope": envelope}
+    for group, members in arrays.items():
+        records[group] = ArrayRecord(
+            {name: Array(np.ascontiguousarray(value, dtype=np.float32)) for name, value in members.items()}
+        )
+    return RecordDict(records)
+
+
+def _open(message: Message, kind: str, model: type[ReplyT], groups: frozenset[str], sender: str) -> Parcel[ReplyT]:
+    envelope = message.content.get("envelope")
+    if not isinstance(envelope, ConfigRecord):
+        raise UserError("message-schema", f"{sender}: a message without an envelope arrived; it was dropped.")
+    if envelope.get("protocol") != PROTOCOL:
+        raise UserError(
+            "message-version",
+            f"{sender}: speaks protocol {envelope.get('protocol')!r}, this software speaks {PROTOCOL}. "
+            "Install the same version of momkd-fl everywhere.",
+        )
+    if envelope.get("kind") != kind:
+        raise UserError("message-schema", f"{sender}: expected a {kind} message, got {envelope.get('kind')!r}.")
+    run, number, text = envelope.get("run"), envelope.get("round"), envelope.get("body")
+    if not (isinstance(run, str) and isinstance(number, int) and isinstance(text, str)):
+        raise UserError("message-schema", f"{sender}: envelope of {kind} lacks run, round or body.")
+    if len(text) > BODY_BYTES_MAX:
+        raise UserError("message-schema", f"{sender}: body of {kind} is larger than {BODY_BYTES_MAX} bytes.")
+    try:
+        body = model.model_validate_json(text)
+    except ValidationError as errors:
+        field = ".".join(str(part) for part in errors.errors()[0]["loc"]) or "body"
+        raise UserError(
+            "message-schema", f"{sender}: field '{field}' of {kind} is not as the schema says; message dropped."
+        ) from None
+    return Parcel(kind, run, number, body, _open_arrays(message, kind, groups, sender))
+
+
+def _open_arrays(message: Message, kind: str, groups: frozenset[str], sender: str) -> Arrays:
+    arrays: Arrays = {}
+    total = 0
+    for group, record in message.content.items():
+        if group == "envelope":
+            continue
+        if group not in groups or not isinstance(record, ArrayRecord):
+            raise UserError("message-schema", f"{sender}: a {kind} message may not carry '{group}'; message dropped.")
+        arrays[group] = {}
+        for name, array in record.items():
+            total += len(array.data)
+            if total > ARRAYS_BYTES_MAX:
+                raise UserError("message-schema", f"{sender}: arrays of {kind} exceed {ARRAYS_BYTES_MAX} bytes.")
+            arrays[group][name] = _decode(array, f"{sender}: {group}.{name}")
+    return arrays
+
+
+def _decode(array: Array, where: str) -> NDArray[np.float32]:
+    """A read-only view of the array's bytes; nothing is allocated before the header is checked."""
+    stream = io.BytesIO(array.data)
+    try:
+        np.lib.format.read_magic(stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception:  # whatever a malformed header raises, it is the sender's fault
+        raise UserError("message-schema", f"{where} cannot be decoded; message dropped.") from None
+    count, offset = math.prod(shape), stream.tell()
+    if dtype != np.float32 or fortran or tuple(array.shape) != shape or len(array.data) - offset != 4 * count:
+        raise UserError("message-schema", f"{where} is not float32 of its declared shape; message dropped.")
+    value = np.frombuffer(array.data, dtype=np.float32, count=count, offset=offset).reshape(shape)
+    if not np.isfinite(value).all():
+        raise UserError("message-not-finite", f"{where} holds NaN or infinity; message dropped.")
+    return value
+
+
+def expect_shapes(arrays: Mapping[str, NDArray[np.float32]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Exact names and shapes, or a UserError ``message-shape`` that names the first difference."""
+    if set(arrays) != set(shapes):
+        odd = sorted(set(arrays) ^ set(shapes))[0]
+        raise UserError("message-shape", f"{where}: arrays are {sorted(arrays)}, expected {sorted(shapes)} ('{odd}').")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise UserError("message-shape", f"{where}.{name} has shape {arrays[name].shape}, expected {shape}.")

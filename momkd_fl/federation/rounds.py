@@ -1,0 +1,227 @@
+"""The rounds: wait for a quorum, send, aggregate in a stream, move the memory, keep the best, save, go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from flwr.app import ConfigRecord
+
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.evaluation.metrics import ScoreHistogram
+from momkd_fl.federation.dialogue import SiteGrid
+from momkd_fl.federation.memory_bank import Movement, move_slots
+from momkd_fl.federation.state import Arrays, Best, RoundRecord, ServerState
+from momkd_fl.federation.strategy import (
+    Contributions,
+    MemoryFedAvg,
+    as_arrays,
+    as_record,
+    optimiser_state,
+)
+from momkd_fl.federation.watch import Watch
+
+POLL_S = 0.1
+SAY_EVERY_S = 15.0
+
+
+class Traffic(Protocol):
+    """Bytes of payload by site, (sent, received), since the start of the process."""
+
+    def __call__(self) -> dict[str, tuple[int, int]]: ...
+
+
+@dataclass
+class Course:
+    """What the rounds need besides the state.
+
+    ``admit(sites)`` greets sites that are not on the run's list yet and returns those now on it; ``save`` makes
+    a state durable; ``stop`` ends the run after the current wait.
+    """
+
+    config: FederationConfig
+    grid: SiteGrid
+    strategy: MemoryFedAvg
+    watch: Watch
+    stop: threading.Event
+    admit: Callable[[Collection[str]], set[str]]
+    save: Callable[[ServerState], None]
+    traffic: Traffic
+    admitted: set[str] = field(default_factory=set)
+
+
+def run_rounds(state: ServerState, course: Course) -> ServerState:
+    """Rounds until the configured number, or until patience or the person ends them."""
+    while state.round < course.config.rounds.count and not course.stop.is_set():
+        if exhausted(state, course.config.rounds.patience):
+            course.watch.say("Validation has not improved for rounds.patience rounds: stopping early.", "early_stop")
+            break
+        participants = wait_for_quorum(course, state.round + 1)
+        if course.stop.is_set():
+            break
+        after = one_round(state, course, participants)
+        if after is not None:
+            state = after
+            with course.watch.phase("checkpoint"):
+                course.save(state)
+    return state
+
+
+def one_round(state: ServerState, course: Course, participants: set[str]) -> ServerState | None:
+    """One round from ``state``; None when fewer than the quorum replied, and nothing has changed."""
+    number, strategy, rounds = state.round + 1, course.strategy, course.config.rounds
+    course.watch.round_started(number)
+    before, started = course.traffic(), time.monotonic()
+    strategy.memory = state.memory
+    strategy.participants = {course.grid.node_of(site): site for site in sorted(participants)}
+    outgoing = strategy.configure_train(number, as_record(state.weights), ConfigRecord(), course.grid)
+    for site in participants:
+        course.watch.site(site, "working")
+    with course.watch.phase("train"):
+        replies = course.grid.send_and_receive(outgoing, timeout=rounds.deadline_s)
+        record, _ = strategy.aggregate_train(number, replies)
+    seen = strategy.contributions
+    _report_absent(course, seen)
+    if record is None or course.stop.is_set():
+        if not course.stop.is_set():
+            course.watch.metrics.round_ended("below_quorum")
+            course.watch.say(
+                f"Round {number}: {len(seen.trained)} replies, quorum {rounds.quorum}. Nothing was changed; "
+                "the round will be repeated.",
+                "round_below_quorum",
+                level="warning",
+                round=number,
+                replies=len(seen.trained),
+                quorum=rounds.quorum,
+            )
+        return None
+    memory, movement = _move(state, seen, course.config)
+    best, loss, auroc = _select(state, seen)
+    now = course.traffic()
+    traffic = {site: (now[site][0] - before[site][0], now[site][1] - before[site][1]) for site in now}
+    entry = _record(number, time.monotonic() - started, seen, movement, loss, auroc, course.watch, traffic)
+    course.watch.round_ended(entry, traffic)
+    return state.after(
+        round=number,
+        weights=as_arrays(record),
+        memory=memory,
+        optimiser=optimiser_state(strategy),
+        history=(*state.history, entry),
+        best=best,
+    )
+
+
+def wait_for_quorum(course: Course, number: int) -> set[str]:
+    """Training sites that are online and admitted, once they are a quorum; says so while it waits."""
+    trainers = {site for site, member in course.config.members.items() if member.role == "train"}
+    started, said = time.monotonic(), 0.0
+    while not course.stop.is_set():
+        online = course.grid.online() & trainers
+        if online - course.admitted:
+            course.admitted |= course.admit(online - course.admitted)
+        ready = online & course.admitted
+        if len(ready) >= course.config.rounds.quorum:
+            return ready
+        waited = time.monotonic() - started
+        if waited >= said:
+            said = waited + SAY_EVERY_S
+            course.watch.say(
+                f"Round {number} waits for sites: {len(ready)} online, quorum {course.config.rounds.quorum}, "
+                f"for {waited:.0f} s.",
+                "waiting_for_sites",
+                round=number,
+                sites_online=len(ready),
+                waited_s=round(waited, 1),
+            )
+        course.stop.wait(POLL_S)
+    return set()
+
+
+def exhausted(state: ServerState, patience: int | None) -> bool:
+    """Whether the last ``patience`` validated states were all worse than the best."""
+    return patience is not None and state.best is not None and state.round - 1 - state.best.round >= patience
+
+
+def balanced_loss(loss_sums: np.ndarray, scores: Arrays) -> float | None:
+    """Class-balanced mean log loss from sums per class (C,) and the histograms' counts; None where a class lacks."""
+    counts = ScoreHistogram.from_arrays(scores).class_counts()
+    return float((loss_sums / counts).mean()) if (counts > 0).all() else None
+
+
+def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> tuple[Arrays, Movement]:
+    sums = {name.removeprefix("sums."): value for name, value in seen.statistics.items() if name.startswith("sums.")}
+    counts = {name.removeprefix("counts."): v for name, v in seen.statistics.items() if name.startswith("counts.")}
+    if "slots" not in state.memory or not sums:
+        return state.memory, Movement(0.0, 0.0, 0.0)
+    memory = config.memory
+    frozen = memory.mode in ("frozen", "gradient")
+    slots, movement = move_slots(
+        state.memory["slots"],
+        sums,
+        counts,
+        momentum=1.0 if frozen else memory.momentum,
+        genomic_weight=memory.genomic_weight,
+        min_count=memory.min_count,
+    )
+    return {**state.memory, "slots": slots}, movement
+
+
+def _select(state: ServerState, seen: Contributions) -> tuple[Best | None, float | None, float | None]:
+    """Validation of the state this round started from; it is kept where it is the best so far."""
+    sums = np.sum([body.validation_loss_sum for body in seen.bodies.values()], axis=0)
+    loss = balanced_loss(sums, seen.scores)
+    auroc = ScoreHistogram.from_arrays(seen.scores).auroc(minimum=1)
+    if loss is None or (state.best is not None and state.best.loss <= loss):
+        return state.best, loss, auroc
+    scores = {name: value.copy() for name, value in seen.scores.items()}
+    return Best(state.round, loss, state.weights, state.memory, scores), loss, auroc
+
+
+def _report_absent(course: Course, seen: Contributions) -> None:
+    for sentence in seen.sentences:
+        course.watch.say(sentence, "reply_refused", level="warning")
+    for site, state in seen.states.items():
+        if state == "missing":
+            course.watch.site(site, "late" if site in course.grid.online() else "missing")
+        elif state == "refused:plan-missing":
+            course.admitted.discard(site)  # it lost its state directory: greet it again
+        elif state.startswith("refused:"):
+            course.watch.say(f"site {site} refused the round ({state.removeprefix('refused:')}).", "round_refused")
+
+
+def _record(
+    number: int,
+    seconds: float,
+    seen: Contributions,
+    movement: Movement,
+    loss: float | None,
+    auroc: float | None,
+    watch: Watch,
+    traffic: dict[str, tuple[int, int]],
+) -> RoundRecord:
+    def mean(values: list[dict[str, float]], name: str) -> float | None:
+        found = [value[name] for value in values if name in value]
+        return float(np.mean(found)) if found else None
+
+    bodies = list(seen.bodies.values())
+    losses = {name: mean([b.losses for b in bodies], name) for b in bodies for name in b.losses}
+    by_phase = {f"site.{name}": mean([b.seconds for b in bodies], name) for b in bodies for name in b.seconds}
+    return RoundRecord(
+        round=number,
+        seconds=seconds,
+        seconds_by_phase={**watch.seconds, **{name: value for name, value in by_phase.items() if value is not None}},
+        bytes_sent=sum(sent for sent, _ in traffic.values()),
+        bytes_received=sum(received for _, received in traffic.values()),
+        states=dict(seen.states),
+        loss=loss,
+        auroc=auroc,
+        slot_movement=movement.slot_movement,
+        moved_share=movement.moved_share,
+        effective_slots=movement.effective_slots,
+        effective_patches=mean([b.monitors for b in bodies], "effective_patches"),
+        losses={name: value for name, value in losses.items() if value is not None},
+    )

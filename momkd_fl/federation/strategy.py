@@ -1,0 +1,197 @@
+"""How the coordinator aggregates: Flower's FedAvg, FedProx or FedAdam over a stream of replies.
+
+Replies are consumed as they arrive and added to one running sum, so the server holds two models whatever the
+number of sites. Sites count equally, or by public weights; never by an exact patient count. The genomic branch
+is averaged over the sites that have genomics. Beside the weights, each reply brings memory statistics and score
+histograms, which add up in the same stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+from numpy.typing import NDArray
+
+from momkd_fl.config.federation import Strategy as StrategyConfig
+from momkd_fl.errors import UserError
+from momkd_fl.federation import messages
+from momkd_fl.federation.messages import TRAIN, Arrays, Train, TrainReply
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Contributions:
+    """What the sites of one round sent, summed; and who they were.
+
+    ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``.
+    """
+
+    states: dict[str, str] = field(default_factory=dict)
+    bodies: dict[str, TrainReply] = field(default_factory=dict)
+    statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    update_norms: dict[str, float] = field(default_factory=dict)
+    sentences: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[str]:
+        """Sites whose reply was used."""
+        return [site for site, state in self.states.items() if state == "trained"]
+
+
+class MemoryFedAvg(FedAvg):
+    """FedAvg over weight differences, in a stream, with memory statistics beside the weights.
+
+    Parameters
+    ----------
+    run : str
+        Identity of the run; replies of another run are refused.
+    site_weights : mapping of str to float
+        Public weight of each site.
+    reply_shapes : callable
+        ``(site) -> {group: {name: shape}}``: what the site's reply must consist of, exactly.
+    quorum : int
+        Fewest replies that make a round.
+    on_reply : callable
+        Called with (site, state) as each reply arrives, for whoever watches.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        site_weights: Mapping[str, float],
+        reply_shapes: Callable[[str], Mapping[str, Shapes]],
+        quorum: int = 1,
+        on_reply: Callable[[str, str], None] = lambda site, state: None,
+        **flower: Any,
+    ) -> None:
+        super().__init__(**flower)
+        self.run = run
+        self.site_weights = dict(site_weights)
+        self.reply_shapes = reply_shapes
+        self.quorum = quorum
+        self.on_reply = on_reply
+        self.memory: dict[str, NDArray[np.float32]] = {}
+        self.participants: dict[int, str] = {}
+        self.contributions = Contributions()
+        self._weights: dict[str, NDArray[np.float32]] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One ``train`` message per participating node, all with the same weights and memory."""
+        self._weights = {branch: array.numpy() for branch, array in arrays.items()}
+        body = Train(proximal_mu=float(config.get("proximal-mu", 0.0)))
+        content: Arrays = {"weights": self._weights, "memory": self.memory}
+        self.contributions = Contributions(states=dict.fromkeys(self.participants.values(), "missing"))
+        return [
+            messages.ask(TRAIN, body, node, run=self.run, round=server_round, arrays=content)
+            for node in self.participants
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the replies as they come; None when fewer than the quorum could be used."""
+        totals = {branch: np.zeros(value.shape, np.float64) for branch, value in self._weights.items()}
+        shares = dict.fromkeys(totals, 0.0)
+        for reply in replies:
+            site = self.participants.get(reply.metadata.src_node_id)
+            if site is None:
+                continue
+            update = self._accept(site, reply, server_round)
+            self.on_reply(site, self.contributions.states[site])
+            for branch, difference in update.items():
+                totals[branch] += self.site_weights[site] * difference
+                shares[branch] += self.site_weights[site]
+        if len(self.contributions.trained) < self.quorum:
+            return None, None
+        target = {
+            branch: self._weights[branch] + (total / shares[branch] if shares[branch] else 0.0)
+            for branch, total in totals.items()
+        }
+        return as_record(target), None
+
+    def _accept(self, site: str, reply: Message, server_round: int) -> dict[str, NDArray[np.float32]]:
+        """Check one reply whole and add it; an unacceptable one changes nothing but the site's state."""
+        seen = self.contributions
+        if reply.has_error():
+            code = reply.error.reason if reply.error.code == messages.SITE_ERROR else "transport"
+            seen.states[site] = f"refused:{code}"
+            return {}
+        try:
+            parcel = messages.open_reply(reply, TRAIN, site, run=self.run, round=server_round)
+            for group, shapes in self.reply_shapes(site).items():
+                messages.expect_shapes(parcel.arrays.get(group, {}), shapes, f"site {site}: {group}")
+        except UserError as mistake:
+            seen.states[site] = f"refused:{mistake.code}"
+            seen.sentences.append(mistake.sentence)
+            return {}
+        seen.states[site] = "trained"
+        seen.bodies[site] = parcel.body
+        for sums, group in ((seen.statistics, "statistics"), (seen.scores, "scores")):
+            for name, value in parcel.arrays.get(group, {}).items():
+                sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
+        update = parcel.arrays["update"]
+        seen.update_norms[site] = math.sqrt(sum(float(np.vdot(part, part)) for part in update.values()))
+        return update
+
+
+class MemoryFedProx(FedProx, MemoryFedAvg):
+    """FedProx: Flower puts the proximal term into the configuration, the sites apply it."""
+
+
+class MemoryFedAdam(FedAdam, MemoryFedAvg):
+    """FedAdam: Flower's server optimiser on the mean that :class:`MemoryFedAvg` forms."""
+
+
+def make_strategy(config: StrategyConfig, **ours: Any) -> MemoryFedAvg:
+    """The strategy that the configuration names (``ours``: arguments of :class:`MemoryFedAvg`)."""
+    flower: dict[str, Any] = {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": 1,
+    }
+    if config.name == "fedprox":
+        return MemoryFedProx(proximal_mu=config.proximal_mu, **flower, **ours)
+    if config.name == "fedadam":
+        return MemoryFedAdam(eta=config.server_learning_rate, **flower, **ours)
+    return MemoryFedAvg(**flower, **ours)
+
+
+def optimiser_state(strategy: MemoryFedAvg) -> dict[str, NDArray[np.float64]]:
+    """The server optimiser's moments, for the checkpoint; empty for FedAvg and FedProx."""
+    state: dict[str, NDArray[np.float64]] = {}
+    for moment in ("m_t", "v_t"):
+        for branch, value in (getattr(strategy, moment, None) or {}).items():
+            state[f"{moment}.{branch}"] = np.asarray(value, np.float64)
+    return state
+
+
+def restore_optimiser(strategy: MemoryFedAvg, state: Mapping[str, NDArray[np.float64]]) -> None:
+    """Put back what :func:`optimiser_state` returned."""
+    for moment in ("m_t", "v_t"):
+        found = {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{moment}.")}
+        if found:
+            setattr(strategy, moment, found)
+
+
+def as_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Float32 arrays as one Flower record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(value, dtype=np.float32)) for name, value in arrays.items()})
+
+
+def as_arrays(record: ArrayRecord) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a record, float32."""
+    return {name: array.numpy().astype(np.float32, copy=False) for name, array in record.items()}

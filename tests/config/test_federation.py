@@ -1,0 +1,88 @@
+"""What a coordinator may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momkd_fl.config.base import parse
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.errors import UserError
+
+FILE = Path("/etc/momkd/federation.yaml")
+
+
+def federation(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "run",
+        "task": "PR",
+        "encoder": {"name": "uni2-h", "dim": 1536},
+        "output_dir": "out",
+        "members": {"north": {}, "south": {}, "east": {"role": "evaluate"}},
+        **changes,
+    }
+
+
+def test_a_short_file_has_working_defaults() -> None:
+    config = parse(federation(), FederationConfig, FILE)
+    assert config.memory.mode == "anchors"
+    assert config.strategy.name == "fedavg"
+    assert config.rounds.quorum <= 2
+    assert config.output_dir == FILE.parent / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rounds": {"quorum": 3}}, "only 2 members train"),
+        ({"members": {"east": {"role": "evaluate"}}}, "no member has role 'train'"),
+        ({"members": {}}, "'members'"),
+        ({"members": {"a/b": {}}}, "members"),
+        ({"model": {"hidden_dim": 33, "heads": 2}}, "multiple of model.heads"),
+        ({"strategy": {"site_weights": {"east": 2.0}}}, "'east'"),
+        ({"strategy": {"site_weights": {"west": 2.0}}}, "'west'"),
+        ({"strategy": {"name": "fedsgd"}}, "'strategy.name'"),
+        ({"memory": {"mode": "learnt"}}, "'memory.mode'"),
+        ({"memory": {"momentum": 1.5}}, "'memory.momentum'"),
+        ({"model": {"dropout": 1}}, "'model.dropout'"),
+        ({"training": {"validation_fraction": 0}}, "'training.validation_fraction'"),
+        ({"encoder": {"name": "uni2-h", "dim": 0}}, "'encoder.dim'"),
+        ({"classes": 1}, "'classes'"),
+        ({"seed": -1}, "'seed'"),
+        ({"listen": {"port": 70000}}, "'listen.port'"),
+    ],
+)
+def test_a_run_that_cannot_work_is_refused_before_it_starts(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as problem:
+        parse(federation(**changes), FederationConfig, FILE)
+    assert problem.value.code == "config-value"
+    assert said in problem.value.sentence
+
+
+@given(
+    rounds=st.integers(1, 500),
+    quorum=st.integers(1, 2),
+    slots=st.integers(1, 64),
+    momentum=st.floats(0, 1),
+    mode=st.sampled_from(["anchors", "momentum", "gradient", "frozen"]),
+    seed=st.integers(0, 2**31),
+    weight=st.none() | st.floats(0.01, 100),
+)
+def test_a_federation_survives_a_round_trip_through_json(
+    rounds: int, quorum: int, slots: int, momentum: float, mode: str, seed: int, weight: float | None
+) -> None:
+    config = parse(
+        federation(
+            rounds={"count": rounds, "quorum": quorum},
+            memory={"slots": slots, "momentum": momentum, "mode": mode},
+            strategy={"site_weights": {} if weight is None else {"north": weight}},
+            seed=seed,
+        ),
+        FederationConfig,
+        FILE,
+    )
+    assert parse(config.model_dump(mode="json"), FederationConfig, FILE) == config
