@@ -13,7 +13,9 @@ from momkd_fl.cli.frame import OK, Parser, run_command
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``momkd``."""
     parser = Parser("momkd", "Federated momentum memory knowledge distillation for computational pathology.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
     _demo_options(commands.add_parser("demo", help="run a whole consortium on this machine, ending in a report"))
     _simulate_options(
         commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")

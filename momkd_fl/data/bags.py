@@ -30,7 +30,7 @@ class BagHeader:
     Attributes
     ----------
     encoder : str or None
-        The file's own ``encoder`` attribute, as written; see
+        The ``encoder`` attribute of the features or of the file, as written; see
         :func:`momkd_fl.data.encoders.resolve_encoder` for how much it counts.
     patch_um : float or None
         Edge of a patch in micrometres, from pixels and magnification (10 µm per pixel at 1×).
@@ -193,7 +193,7 @@ def _describe(path: Path, features: h5py.Dataset, coords: h5py.Dataset) -> BagHe
             f"{path}: {shape[0]} patches have features, but 'coords' has shape {coords.shape} instead of "
             f"({shape[0]}, 2). Features and coordinates are of two extractions: extract them again together.",
         )
-    encoder = scalar_attribute(features, "encoder")
+    encoder = scalar_attribute(features, "encoder") or scalar_attribute(features.file, "encoder")
     trident = encoder is not None or "patch_size_level0" in coords.attrs
     return BagHeader(
         path=path,

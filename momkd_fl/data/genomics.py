@@ -115,10 +115,11 @@ def _gene_columns(path: Path, columns: Sequence[str], place: int) -> tuple[str, 
 
 
 def _numbers(path: Path, row: int, genes: Sequence[str], cells: list[str]) -> npt.NDArray[np.float32]:
-    try:
-        values = np.array(cells, dtype=np.float32)
-    except ValueError:
-        values = np.array([_number(cell) for cell in cells], dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+        try:
+            values = np.array(cells, dtype=np.float32)
+        except ValueError:
+            values = np.array([_number(cell) for cell in cells], dtype=np.float32)
     if np.isfinite(values).all():
         return values
     place = int(np.argmin(np.isfinite(values)))

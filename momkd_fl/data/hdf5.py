@@ -90,8 +90,8 @@ def _elsewhere(path: Path, name: str, what: str) -> UserError:
     )
 
 
-def scalar_attribute(found: h5py.Dataset, name: str) -> str | float | None:
-    """A text or number attribute of a dataset; None where it is absent or anything else."""
+def scalar_attribute(found: h5py.Dataset | h5py.File, name: str) -> str | float | None:
+    """A text or number attribute of a dataset or file; None where it is absent or anything else."""
     if name not in found.attrs:
         return None
     attribute = found.attrs.get_id(name)

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from momkd_fl.config.federation import Encoder
 from momkd_fl.config.site import Data, SiteConfig, TaskLabels
-from momkd_fl.data.bags import BagHeader, find_bags, read_bag, read_header
+from momkd_fl.data.bags import find_bags, read_bag
 from momkd_fl.data.cache import BagCache
 from momkd_fl.data.cohort import Cohort, Patient, Standardise
-from momkd_fl.data.encoders import canonical_encoder, check_dimension, resolve_encoder
+from momkd_fl.data.features import SlidesByPatient, check_expected, common_features
 from momkd_fl.data.genomics import Expression, read_expression, rows_by_patient
 from momkd_fl.data.slides import read_links
 from momkd_fl.data.splits import Split, read_splits, stratified_split
 from momkd_fl.data.standardise import fit_scaling
 from momkd_fl.data.tables import Labels, read_labels
 from momkd_fl.errors import UserError
-
-PATCH_TOLERANCE = 0.1
-"""Relative difference of patch edges that still counts as the same: magnifications are nominal."""
-
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class _Features:
-    """What all feature files of a site have in common."""
-
-    encoder: str
-    dim: int
-    patch_um: float | None
 
 
 def load_cohort(
@@ -68,30 +54,15 @@ def load_cohort(
     """
     data = site.data
     labels = read_labels(data.labels, _task(data, task, classes))
-    bags = find_bags(data.features)
-    links = read_links(data, labels.patients, bags)
-    slides, dropped = _slides(labels, links.by_patient, bags)
-    if not any(patient in labels.by_patient for patient in slides):
-        raise UserError(
-            "no-patients",
-            f"Site '{site.site}': no patient with a label for '{task}' has a feature file "
-            f"(patients were linked by {links.rule}). Compare the ids in {data.labels.path} with the file names.",
-        )
-    features = _check_features(slides, data)
+    slides, dropped = _slides(site, task, labels)
+    features = common_features(slides, data)
     if encoder is not None:
-        _check_expected(site.site, features, encoder)
+        check_expected(site.site, features, encoder)
     expression = None if data.genomics is None else read_expression(data.genomics)
     rows = {} if expression is None else rows_by_patient(expression, slides)
     if expression is not None:
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)
-    split = _split(site, {patient: labels.by_patient[patient] for patient in slides if patient in labels.by_patient})
-    if split is None:
-        split = stratified_split(
-            {patient: labels.by_patient[patient] for patient in slides if patient in labels.by_patient},
-            rows,
-            validation_fraction,
-            seed,
-        )
+    split = _split(site, slides, labels, rows, validation_fraction, seed)
     cohort = Cohort(
         site=site.site,
         role=site.role,
@@ -104,11 +75,96 @@ def load_cohort(
         dim=features.dim,
         patch_um=features.patch_um,
         panel=(),
-        genes_available=() if expression is None else expression.genes,
-        gene_scale=None if expression is None else expression.scale,
+        genes_available=expression.genes if expression is not None and rows else (),
+        gene_scale=expression.scale if expression is not None and rows else None,
         neighbours=neighbours,
         standardise=standardise,
         scaling={},
         cache=BagCache(data.cache_mb * 1024**2),
     )
-    return cohort
+    if standardise != "site":
+        return cohort
+    scaling = fit_scaling(read_bag(path).features for paths in slides.values() for path in paths)
+    return replace(cohort, scaling={site.site: scaling})
+
+
+def _task(data: Data, name: str, classes: int) -> TaskLabels:
+    if name not in data.tasks:
+        near = difflib.get_close_matches(name, data.tasks, n=1, cutoff=0.5)
+        known = ", ".join(sorted(data.tasks))
+        hint = f"did you mean to call '{near[0]}' so?" if near else f"it has {known}."
+        raise UserError(
+            "task-unknown", f"data.tasks has no task '{name}', which the federation trains; {hint} Add it to the file."
+        )
+    task = data.tasks[name]
+    if len(task.values_by_class) != classes:
+        raise UserError(
+            "task-classes",
+            f"data.tasks.{name} describes {len(task.values_by_class)} classes, but the federation trains {classes}. "
+            "List the values of each class in the federation's order.",
+        )
+    return task
+
+
+def _slides(site: SiteConfig, task: str, labels: Labels) -> tuple[dict[str, tuple[Path, ...]], dict[str, int]]:
+    """Feature files of every patient of the label table who has one, and what was left out."""
+    bags = find_bags(site.data.features)
+    links = read_links(site.data, labels.patients, bags)
+    linked = {patient: links.by_patient.get(patient, ()) for patient in labels.patients}
+    slides = {
+        patient: tuple(bags[slide] for slide in names if slide in bags)
+        for patient, names in linked.items()
+        if any(slide in bags for slide in names)
+    }
+    if not any(patient in labels.by_patient for patient in slides):
+        raise UserError(
+            "no-patients",
+            f"Site '{site.site}': no patient with a label for '{task}' has a feature file (patients and slides were "
+            f"linked by {links.rule}). Compare the ids in {site.data.labels.path} with the files' names.",
+        )
+    named = {slide for names in linked.values() for slide in names}
+    dropped = {
+        "patients_without_slides": len(linked) - len(slides),
+        "slides_without_file": len(named - set(bags)),
+        "slides_without_patient": len(set(bags) - named),
+    }
+    return slides, dropped
+
+
+def _split(
+    site: SiteConfig,
+    slides: Collection[str],
+    labels: Labels,
+    genomic: Collection[str],
+    fraction: float,
+    seed: int,
+) -> dict[str, Split]:
+    """Split of every labelled patient of the cohort."""
+    labelled = {patient: labels.by_patient[patient] for patient in slides if patient in labels.by_patient}
+    if site.role == "evaluate":
+        return dict.fromkeys(labelled, "test")
+    if site.data.splits is not None:
+        return read_splits(site.data.splits, labelled)
+    return stratified_split(labelled, genomic, fraction, seed)
+
+
+def _patients(
+    site: SiteConfig,
+    slides: SlidesByPatient,
+    labels: Labels,
+    split: Mapping[str, Split],
+    expression: Expression | None,
+    rows: Mapping[str, int],
+) -> tuple[Patient, ...]:
+    unlabelled: Split = "test" if site.role == "evaluate" else "train"
+    return tuple(
+        Patient(
+            id=patient,
+            slides=slides[patient],
+            label=labels.by_patient.get(patient),
+            genes=expression.values[rows[patient]] if expression is not None and patient in rows else None,
+            split=split.get(patient, unlabelled),
+            site=site.site,
+        )
+        for patient in sorted(slides)
+    )

@@ -115,7 +115,8 @@ def column_index(path: Path, columns: Sequence[str], name: str, setting: str) ->
     if name in columns:
         return columns.index(name)
     folded = {column.lower(): column for column in columns}
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    near = [column for column in folded if column.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean '{folded[near[0]]}'?" if near else f"it has {', '.join(columns[:12])}."
     raise UserError("column-unknown", f"{path}: there is no column '{name}' ({setting}); {hint}")
 

@@ -8,25 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from momkd_fl.evaluation import report_figures, report_rounds, report_tables, report_text
-from momkd_fl.evaluation.curves import calibration_curve, decision_curves, roc_curve
+from momkd_fl.evaluation.comparison import Models, Scores
+from momkd_fl.evaluation.curves import calibration_curve, decision_curves, median_roc_curve, roc_curve
+from momkd_fl.evaluation.disclosure import must_be_publishable
 from momkd_fl.evaluation.report_svg import Drawing
 from momkd_fl.evaluation.results import Curve, Method, Results
 from momkd_fl.evaluation.results_file import write_text
 
-
-class Scores(Protocol):
-    labels: NDArray[Any]
-    probabilities: NDArray[Any]
-
-
-TaskScores = Mapping[str, Mapping[Method, Scores]]
+TaskScores = Mapping[str, Mapping[Method, Models]]
 
 
 def write_report(results: Results, scores: TaskScores, path: Path) -> tuple[Path, Path]:
@@ -35,10 +30,16 @@ def write_report(results: Results, scores: TaskScores, path: Path) -> tuple[Path
     Parameters
     ----------
     results : Results
-    scores : mapping of task to mapping of method to Scores
+    scores : mapping of task to mapping of method to Scores, or to those of several models
         Patients' scores on the held-out sites, where this machine may hold them; empty: the curves that
         ``results`` already has are drawn.
+
+    Raises
+    ------
+    UserError
+        ``results-small-count`` when a federation's cohort discloses a count under 11.
     """
+    must_be_publishable(results)
     results = with_curves(results, scores)
     path.parent.mkdir(parents=True, exist_ok=True)
     card = path.with_name("model_card.md")
@@ -52,16 +53,12 @@ def with_curves(results: Results, scores: TaskScores) -> Results:
 
     Only two-class tasks have curves.
     """
-    made: list[Curve] = []
-    for task, by_method in scores.items():
-        for method, one in by_method.items():
-            labels, of_positive = one.labels, _of_positive(one)
-            if of_positive is None or len(set(labels.tolist())) < 2:
-                continue
-            made.append(roc_curve(labels, of_positive, task=task, method=method))
-            if method == "federated":
-                made.append(calibration_curve(labels, of_positive, task=task, method=method))
-                made.extend(decision_curves(labels, of_positive, task=task, method=method))
+    made = [
+        curve
+        for task, by_method in scores.items()
+        for method, models in by_method.items()
+        for curve in _curves(models, task, method)
+    ]
     renewed = {(curve.kind, curve.task, curve.method) for curve in made}
     kept = [curve for curve in results.curves if (curve.kind, curve.task, curve.method) not in renewed]
     return replace(results, curves=kept + made)
@@ -126,12 +123,17 @@ def _task_section(results: Results, task: str) -> dict[str, Any]:
     }
 
 
-def _of_positive(scores: Scores) -> Any:
-    """Probability of class 1, (n,); None for more than two classes."""
-    values = scores.probabilities
-    if values.ndim == 1:
-        return values
-    return values[:, 1] if values.shape[1] == 2 else None
+def _curves(models: Models, task: str, method: Method) -> list[Curve]:
+    one = models if isinstance(models, Scores) else models[0]
+    if one.probabilities.shape[1] != 2 or len(set(one.labels.tolist())) < 2:
+        return []
+    if not isinstance(models, Scores):
+        return [median_roc_curve(models, task=task, method=method)]
+    curves = [roc_curve(one, task=task, method=method)]
+    if method == "federated":
+        curves.append(calibration_curve(one, task=task, method=method))
+        curves.extend(decision_curves(one, task=task, method=method))
+    return curves
 
 
 def _environment(*, autoescape: bool = True) -> Environment:
@@ -145,7 +147,6 @@ def _environment(*, autoescape: bool = True) -> Environment:
     )
     environment.filters |= {
         "duration": report_tables.duration,
-        "bytes": report_tables.size,
         "svg": Markup,
         "cell": _markdown_cell,
     }

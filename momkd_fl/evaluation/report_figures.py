@@ -94,9 +94,9 @@ def forest(results: Results, task: str) -> Drawing | None:
     return Drawing(
         f"forest-{_slug(task)}",
         "AUROC by hospital",
-        "Points with 95% intervals (stratified bootstrap over patients). Dashed: chance.",
+        _forest_caption(results, task),
         alt,
-        draw(f"forest-{_slug(task)}", alt, (6.4, 0.5 + 0.235 * len(rows)), plot),
+        draw(f"forest-{_slug(task)}", alt, (5.2, 0.5 + 0.21 * len(rows)), plot),
         ("Patients", "Model", "AUROC", "95% low", "95% high", "Note"),
         tuple(table),
     )
@@ -156,12 +156,23 @@ def decision(results: Results, task: str) -> Drawing | None:
     return Drawing(
         f"decision-{_slug(task)}",
         "Decision curve",
-        "Net benefit of acting on the model's call, against acting on everyone or on no one.",
+        "Net benefit of acting on the model's call, against acting on everyone or on no one. The threshold says how "
+        "much a false alarm weighs: at 0.2, four false alarms are worth one true finding. Where the model's line is on "
+        "top, acting on it is the best of the three.",
         alt,
-        draw(f"decision-{_slug(task)}", alt, _SQUARE, plot),
+        draw(f"decision-{_slug(task)}", alt, (4.2, 3.2), plot),
         ("Threshold", "Model", "Everyone"),
         rows,
     )
+
+
+def _forest_caption(results: Results, task: str) -> str:
+    said = "Points with 95% intervals (stratified bootstrap over patients). Dashed: chance."
+    if task in results.held_out.get("local_median", {}) or task in results.local_models:
+        said += " One hospital: a model trained at one hospital alone."
+    if task in results.held_out.get("no_genomics_control", {}):
+        said += " No genomics: the same federation, but its memory never saw genomics."
+    return said
 
 
 def _forest_rows(results: Results, task: str) -> list[tuple[bool, str, str, Estimate]]:

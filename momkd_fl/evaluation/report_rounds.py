@@ -56,10 +56,8 @@ def memory_map(results: Results, task: str) -> Drawing | None:
         for s in shares:
             row = lines.index((s.modality, s.label))
             corner = (slots.index(s.slot) - 0.47, row - 0.46)
-            axes.add_patch(Rectangle(corner, 0.94, 0.92, color=LOOKS["federated"].colour, alpha=0.08, linewidth=0))
-            axes.add_patch(
-                Rectangle(corner, 0.94 * s.share, 0.92, color=LOOKS["federated"].colour, alpha=0.45, linewidth=0)
-            )
+            shade = 0.06 + 0.6 * s.share
+            axes.add_patch(Rectangle(corner, 0.94, 0.92, color=LOOKS["federated"].colour, alpha=shade, linewidth=0))
             axes.text(slots.index(s.slot), row, f"{100 * s.share:.0f}%", ha="center", va="center", color=INK)
         axes.set(xlim=(-0.55, len(slots) - 0.45), ylim=(len(lines) - 0.45, -0.55), xlabel="Memory slot")
         axes.set_xticks(range(len(slots)), [str(slot + 1) for slot in slots])
@@ -74,7 +72,8 @@ def memory_map(results: Results, task: str) -> Drawing | None:
     return Drawing(
         f"memory-map-{task.lower()}",
         "Memory map",
-        "Share of a class's assignment in each slot, at the end. Even use is healthy.",
+        "How each class's patients spread over its memory slots at the end, by modality. Even use is healthy; a slot "
+        "that holds everything has swallowed its neighbours.",
         alt,
         draw(f"memory-map-{task.lower()}", alt, (width, 0.75 + 0.42 * len(lines)), plot),
         ("Modality", "Class", "Slot", "Share"),

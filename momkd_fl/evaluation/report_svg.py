@@ -55,10 +55,10 @@ class Look:
 LOOKS: Final = {
     "federated": Look("Federated", "federated", "#060606", "o", "-"),
     "pooled": Look("Pooled data", "pooled", "#070707", "s", (0, (5, 2))),
-    "local_median": Look("One hospital alone (median)", "local", "#080808", "D", (0, (1, 1.5))),
-    "local_best": Look("One hospital alone (best)", "local", "#080808", "d", (0, (3, 1.5))),
-    "no_genomics_control": Look("Federated, memory without genomics", "control", "#090909", "^", (0, (4, 1.5, 1, 1.5))),
-    "shuffled_genomics": Look("Federated, genomics shuffled", "other", "#0b0b0b", "v", (0, (2, 1))),
+    "local_median": Look("One hospital (median)", "local", "#080808", "D", (0, (1, 1.5))),
+    "local_best": Look("One hospital (best)", "local", "#080808", "d", (0, (3, 1.5))),
+    "no_genomics_control": Look("Federated, no genomics", "control", "#090909", "^", (0, (4, 1.5, 1, 1.5))),
+    "shuffled_genomics": Look("Federated, shuffled genes", "other", "#0b0b0b", "v", (0, (2, 1))),
     "random_memory": Look("Federated, random memory", "other", "#0b0b0b", "X", (0, (1, 1))),
     "attention_mil": Look("Plain attention MIL", "other", "#0b0b0b", "P", (0, (6, 1, 1, 1))),
 }

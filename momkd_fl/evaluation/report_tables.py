@@ -27,7 +27,7 @@ _GLYPHS: Final[dict[State, str]] = {"trained": "●", "late": "◐", "missing": 
 _STATES: Final[dict[State, str]] = {
     "trained": "trained",
     "late": "late: replied after the deadline",
-    "missing": "missing: not connected",
+    "missing": "missing: no reply",
     "refused": "refused: its reply did not fit",
     "idle": "idle: not asked",
 }
@@ -165,7 +165,10 @@ def _cell(estimate: Estimate) -> str:
 
 
 def _range(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f"({number(estimate.low)}–{number(estimate.high)})"
+    if estimate.low is None:
+        return ""
+    between = " to " if estimate.low < 0 else "–"
+    return f"({number(estimate.low)}{between}{number(estimate.high)})"
 
 
 def _count(count: Count) -> str:

@@ -42,13 +42,19 @@ def finding(results: Results, task: str) -> str:
     where = f"On {_word(count)} hospital{'s' if count != 1 else ''} that never trained"
     if held_out.pooled.value is None:
         return f"{where}, the AUROC for {task} is not estimable: {held_out.pooled.reason}."
-    return f"{where}, it recognises {task} with an AUROC of {spoken(held_out.pooled)}."
+    return f"{where}, one federated model recognises {task} with an AUROC of {spoken(held_out.pooled)}."
 
 
 def comparisons(results: Results, task: str) -> list[str]:
-    """One sentence per comparison that was made: pooled data, one hospital alone, memory without genomics."""
-    sentences = [_against_pooled(results, task), _against_local(results, task), _against_control(results, task)]
-    return [sentence for sentence in sentences if sentence]
+    """One sentence per comparison that was made: pooled data, one hospital alone, the two controls of genomics."""
+    sentences = [
+        _against_pooled(results, task),
+        _against_local(results, task),
+        _against_control(results, task, "no_genomics_control", "the same method without them"),
+        _against_control(results, task, "shuffled_genomics", "genomics shuffled within each class"),
+    ]
+    made = [sentence for sentence in sentences if sentence]
+    return made or ["This run made no comparison with pooled data, one hospital alone or a memory without genomics."]
 
 
 def spoken(estimate: Estimate) -> str:
@@ -123,16 +129,18 @@ def _against_local(results: Results, task: str) -> str | None:
     )
 
 
-def _against_control(results: Results, task: str) -> str | None:
-    one = difference(results, task, "no_genomics_control")
+def _against_control(results: Results, task: str, control: Method, name: str) -> str | None:
+    one = difference(results, task, control)
     if one is None or one.difference.value is None or one.difference.low is None or one.difference.high is None:
         return None
-    size = f"{_signed(one.difference.value)} ({_signed(one.difference.low)} to {_signed(one.difference.high)})"
+    size = (
+        f"{signed(one.difference.value)} (95% interval {signed(one.difference.low)} to {signed(one.difference.high)})"
+    )
     if one.difference.low > 0:
-        return f"Genomics in the memory helped: {size} against the same method without them."
+        return f"Genomics in the memory gained {size} over {name}."
     if one.difference.high < 0:
-        return f"Genomics in the memory hurt: {size} against the same method without them."
-    return f"Whether genomics in the memory help cannot be told from this run: {size} against the same method without."
+        return f"Genomics in the memory lost {size} against {name}."
+    return f"Whether genomics in the memory gain over {name} cannot be told from this run: {size}."
 
 
 def _paired(one: Difference | None) -> str:
@@ -140,7 +148,7 @@ def _paired(one: Difference | None) -> str:
         return ""
     low, high = one.difference.low, one.difference.high
     verdict = "federated is better" if low > 0 else "federated is worse" if high < 0 else "no clear difference"
-    size = f"{_signed(one.difference.value)}, 95% interval {_signed(low)} to {_signed(high)}"
+    size = f"{signed(one.difference.value)}, 95% interval {signed(low)} to {signed(high)}"
     return f"; {verdict} ({size})"
 
 
@@ -149,7 +157,8 @@ def _value(results: Results, method: Method, task: str) -> float | None:
     return None if held_out is None else held_out.pooled.value
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference with its sign."""
     text = number(value)
     return text if text.startswith("−") or float(text) == 0 else f"+{text}"
 

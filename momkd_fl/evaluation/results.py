@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field
 
 SCHEMA: Final = "momkd-results/1"
 MINIMUM_CELL: Final = 11
-FEW: Final = "<11"
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,7 +46,6 @@ Metric = Literal[
     "calibration_intercept",
 ]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
-STATES: Final[tuple[State, ...]] = get_args(State)
 _CLOSED: Final = ConfigDict(extra="forbid")
 
 
@@ -275,9 +273,9 @@ class Results:
     """All of one run.
 
     ``origin`` says where the patients' scores were: ``synthetic`` and ``simulation`` (one machine holds all data)
-    or ``federation`` (each site holds its own; counts under 11 must not be here). ``quorum`` is the fewest sites
-    that made a round. ``local_models[task][site]`` is the AUROC of that training site's own model on all held-out
-    patients. ``peak_rss_mb`` covers all processes together.
+    or ``federation`` (each site holds its own; ``disclosure.py`` says which counts may be here). ``quorum`` is the
+    fewest sites that made a round. ``local_models[task][site]`` is the AUROC of that training site's own model on
+    all held-out patients. ``peak_rss_mb`` covers all processes together.
     """
 
     __pydantic_config__ = _CLOSED
@@ -310,8 +308,6 @@ class Results:
         unknown = {task for by_task in self.held_out.values() for task in by_task} - set(self.tasks)
         if unknown:
             raise ValueError(f"held_out has task {min(unknown)!r}, which is not among the run's tasks")
-        if self.origin == "federation" and any(exposes_small_count(cohort) for cohort in self.cohorts):
-            raise ValueError("a site's count from 1 to 10 may not be in a federation's results")
 
     @property
     def training_sites(self) -> list[str]:
@@ -322,16 +318,3 @@ class Results:
     def held_out_sites(self) -> list[str]:
         """Sites that never train, in the cohorts' order."""
         return [cohort.site for cohort in self.cohorts if cohort.role == "evaluate"]
-
-
-def suppressed(count: int) -> int | Literal["<11"]:
-    """The count as it may leave a site: 0 and counts from 11 on stay, 1 to 10 become ``"<11"``."""
-    return FEW if 0 < count < MINIMUM_CELL else count
-
-
-def exposes_small_count(cohort: Cohort) -> bool:
-    """Whether any count of the cohort lies between 1 and 10."""
-    counts = [cohort.patients, cohort.slides, cohort.with_genomics]
-    for task in cohort.tasks.values():
-        counts += [task.labelled, *task.excluded.values()]
-    return any(isinstance(count, int) and suppressed(count) == FEW for count in counts)

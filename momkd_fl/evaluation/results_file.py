@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.disclosure import must_be_publishable
 from momkd_fl.evaluation.results import Estimate, Results, Round
 
 _ADAPTER = TypeAdapter(Results)
@@ -33,7 +34,8 @@ def to_json(results: Results) -> str:
     Raises
     ------
     UserError
-        ``results-invalid`` when a value does not fit the schema; names the field.
+        ``results-invalid`` when a value does not fit the schema (names the field), ``results-small-count`` when a
+        federation's cohort discloses a count under 11 (names the site).
     """
     text = _ADAPTER.dump_json(results, indent=2).decode()
     from_json(text, "results")
@@ -41,9 +43,9 @@ def to_json(results: Results) -> str:
 
 
 def from_json(text: str | bytes, source: str) -> Results:
-    """Results from JSON text; ``source`` names it in errors (raises UserError ``results-invalid``)."""
+    """Results from JSON text; ``source`` names it in errors (raises as :func:`to_json` does)."""
     try:
-        return _ADAPTER.validate_json(text, strict=True)
+        results = _ADAPTER.validate_json(text, strict=True)
     except ValidationError as errors:
         error = errors.errors()[0]
         where = ".".join(str(part) for part in error["loc"]) or "the top level"
@@ -52,6 +54,8 @@ def from_json(text: str | bytes, source: str) -> Results:
             f"{source}: '{where}' does not fit the schema of results ({error['msg']}). "
             "Take the file as momkd wrote it, or write it again with this version.",
         ) from None
+    must_be_publishable(results)
+    return results
 
 
 def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
@@ -69,7 +73,7 @@ def read_results(path: Path) -> Results:
     Raises
     ------
     UserError
-        ``results-missing`` or ``results-invalid``, naming the file and the field.
+        ``results-missing``, ``results-invalid`` or ``results-small-count``.
     """
     try:
         text = path.read_bytes()

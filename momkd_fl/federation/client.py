@@ -15,7 +15,7 @@ from momkd_fl.config.base import secret
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
-from momkd_fl.federation.flower import SiteSession
+from typing import TYPE_CHECKING
 from momkd_fl.federation.messages import EVALUATE, FINISH, HELLO, INITIALISE, PLAN, TRAIN, Kind, answer, open_request
 from momkd_fl.federation.participant import Participant
 from momkd_fl.telemetry.logs import JsonLog

@@ -27,6 +27,7 @@ from momkd_fl.federation.state import Best, ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
 from momkd_fl.federation.watch import Watch
+from momkd_fl.model.momkd import architecture_hash
 
 FAREWELL_S = 30.0
 
@@ -36,7 +37,7 @@ class Chosen:
     """What was selected on the training sites' validation patients, then frozen."""
 
     best: Best
-    threshold: float
+    threshold: float | None
     calibration: tuple[float, float]
 
 
@@ -100,7 +101,7 @@ class Coordinator:
         chosen = self._choose(state)
         outcome = Outcome(state, chosen, failures=self.failures)
         outcome.evaluations = self._evaluate(state, chosen)
-        self._farewell(chosen, set(state.members))
+        self._farewell(state, chosen)
         return outcome
 
     def _resumed(self) -> ServerState | None:
@@ -225,7 +226,7 @@ class Coordinator:
             run=state.run,
             site_weights=weights,
             quorum=config.rounds.quorum,
-            reply_shapes=lambda site: reply_shapes(config, layout, state, state.members[site]["genomics"]),
+            reply_shapes=lambda site: reply_shapes(config, layout, state.memory, state.members[site]["genomics"]),
             on_reply=self.watch.replied,
         )
         restore_optimiser(strategy, state.optimiser)
@@ -248,7 +249,7 @@ class Coordinator:
         answers = self._ask_evaluate(state.weights, state.memory, "validation", trainers, state, None)
         if answers:
             scores = _summed_scores(answers)
-            sums = np.sum([parcel.body.validation_loss_sum for parcel in answers.values()], axis=0)
+            sums = np.sum([parcel.body.loss_sum for parcel in answers.values()], axis=0)
             loss = balanced_loss(sums, scores)
             if loss is not None and (best is None or loss < best.loss):
                 best = Best(state.round, loss, state.weights, state.memory, scores)
@@ -268,9 +269,7 @@ class Coordinator:
         with self.watch.phase("evaluate"):
             for split, role in (("validation", "train"), ("test", "evaluate")):
                 sites = [site for site, hello in state.members.items() if hello["role"] == role]
-                found[split] = self._ask_evaluate(
-                    chosen.best.weights, chosen.best.memory, split, sites, state, chosen
-                )
+                found[split] = self._ask_evaluate(chosen.best.weights, chosen.best.memory, split, sites, state, chosen)
         return found
 
     def _ask_evaluate(
@@ -309,13 +308,13 @@ class Coordinator:
                 self.watch.say(f"site {site}: no evaluation ({code}).", "evaluation_missing", level="warning")
         return answers.parcels
 
-    def _farewell(self, chosen: Chosen, sites: Collection[str]) -> None:
+    def _farewell(self, state: ServerState, chosen: Chosen) -> None:
         body = Finish(outcome="finished", code="finished", sentence=f"The model is that of round {chosen.best.round}.")
         arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
-        online = set(sites) & self.grid.online()
+        online = set(state.members) & self.grid.online()
         with self.watch.phase("finish"):
             answers = ask_all(
-                self.grid, FINISH, body, online, run="", round=0, timeout_s=FAREWELL_S, arrays=arrays
+                self.grid, FINISH, body, online, run=state.run, round=state.round, timeout_s=FAREWELL_S, arrays=arrays
             )
         for site in answers.parcels:
             self.watch.site(site, "finished")

@@ -44,7 +44,7 @@ def call_roll(grid: SiteGrid, config: FederationConfig, run: str, sites: Collect
         if site not in answers.parcels:
             continue
         hello = answers.parcels[site].body
-        reference = reference or _reference(config, hello)
+        reference = reference or _reference(config, [parcel.body for _, parcel in answers])
         try:
             _check_hello(config, site, hello)
             roll.warnings += _check_fingerprint(site, hello, reference)
@@ -104,9 +104,15 @@ def dismiss(grid: SiteGrid, run: str, refused: dict[str, UserError]) -> None:
         ask_all(grid, FINISH, body, [site], run=run, round=0, timeout_s=REFUSED_STAY_SAID_S)
 
 
-def _reference(config: FederationConfig, first: HelloReply) -> dict[str, Any]:
+def _reference(config: FederationConfig, hellos: list[HelloReply]) -> dict[str, Any]:
+    """The federation's own word where it has one; else that of the first listed site that states the field."""
+    order = list(config.members)
+    listed = sorted((h for h in hellos if h.site in config.members), key=lambda hello: order.index(hello.site))
+    reference: dict[str, Any] = {}
+    for hello in listed or hellos:
+        reference |= {name: value for name, value in hello.fingerprint.items() if reference.get(name) is None}
     stated = {"encoder": config.encoder.name, "dim": config.encoder.dim, "patch_um": config.encoder.patch_um}
-    return {**first.fingerprint, **{name: value for name, value in stated.items() if value is not None}}
+    return reference | {name: value for name, value in stated.items() if value is not None}
 
 
 def _check_hello(config: FederationConfig, site: str, hello: HelloReply) -> None:

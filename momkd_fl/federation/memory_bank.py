@@ -22,11 +22,11 @@ Sums = Mapping[str, NDArray[np.float64]]
 class Movement:
     """How one update moved the memory.
 
-    ``slot_movement`` is the mean of 1 - cosine between old and new slots, ``moved_share`` the share of slots that any
+    ``slot_movement_rad`` is the mean angle between old and new slots, ``moved_share`` the share of slots that any
     modality moved, ``effective_slots`` exp of the entropy of the summed histology counts, mean over classes.
     """
 
-    slot_movement: float
+    slot_movement_rad: float
     moved_share: float
     effective_slots: float
 
@@ -65,7 +65,7 @@ def move_slots(
     length = np.linalg.norm(mixed, axis=-1, keepdims=True)
     new = np.where(moved[..., None] & (length > 1e-6), mixed / np.maximum(length, 1e-6), slots).astype(np.float32)
     cosine = np.clip(np.sum(new.astype(np.float64) * slots, axis=-1), -1.0, 1.0)
-    movement = Movement(float((1.0 - cosine).mean()), float(moved.mean()), effective_slots(counts["histology"]))
+    movement = Movement(float(np.arccos(cosine).mean()), float(moved.mean()), effective_slots(counts["histology"]))
     return new, movement
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.results import Cohort
 
 PROTOCOL = 1
 """Version of every message. A site and a coordinator of different versions refuse each other."""
@@ -101,7 +102,7 @@ class TrainReply(Body):
 
     seconds: dict[str, float]
     losses: dict[str, float]
-    validation_loss_sum: list[float]
+    loss_sum: list[float]
     monitors: dict[str, float]
 
 
@@ -115,12 +116,10 @@ class Evaluate(Body):
 
 
 class EvaluateReply(Body):
-    """Metrics of one site; the histogram travels as an array. Not estimable is None."""
+    """One site's cohort as it may be published, and its loss by class; the score histogram travels as an array."""
 
-    validation_loss_sum: list[float]
-    metrics: dict[str, float | None]
-    intervals: dict[str, list[float] | None]
-    cohort: dict[str, str | float | int | None]
+    loss_sum: list[float]
+    cohort: Cohort
 
 
 class Finish(Body):

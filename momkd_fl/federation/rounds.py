@@ -172,7 +172,7 @@ def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> 
 
 def _select(state: ServerState, seen: Contributions) -> tuple[Best | None, float | None, float | None]:
     """Validation of the state this round started from; it is kept where it is the best so far."""
-    sums = np.sum([body.validation_loss_sum for body in seen.bodies.values()], axis=0)
+    sums = np.sum([body.loss_sum for body in seen.bodies.values()], axis=0)
     loss = balanced_loss(sums, seen.scores)
     auroc = ScoreHistogram.from_arrays(seen.scores).auroc(minimum=1)
     if loss is None or (state.best is not None and state.best.loss <= loss):
@@ -219,7 +219,7 @@ def _record(
         states=dict(seen.states),
         loss=loss,
         auroc=auroc,
-        slot_movement=movement.slot_movement,
+        slot_movement_rad=movement.slot_movement_rad,
         moved_share=movement.moved_share,
         effective_slots=movement.effective_slots,
         effective_patches=mean([b.monitors for b in bodies], "effective_patches"),

@@ -34,7 +34,7 @@ class RoundRecord:
     states: dict[str, str]
     loss: float | None
     auroc: float | None
-    slot_movement: float
+    slot_movement_rad: float
     moved_share: float
     effective_slots: float
     effective_patches: float | None

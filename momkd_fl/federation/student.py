@@ -18,8 +18,8 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.initialise import spread_directions
 from momkd_fl.federation.state import Arrays
-from momkd_fl.model.baselines import build
-from momkd_fl.model.momkd import StudentShape, branch_of, load_weights, weights
+from momkd_fl.model.baselines import GatedAttention, build
+from momkd_fl.model.momkd import MoMKD, StudentShape, branch_of, load_weights, weights
 
 BRANCHES = ("histology", "genomics")
 
@@ -73,7 +73,7 @@ def shape_of(config: FederationConfig, panel: tuple[str, ...]) -> StudentShape:
     )
 
 
-def build_student(shape: StudentShape, seed: int) -> nn.Module:
+def build_student(shape: StudentShape, seed: int) -> MoMKD | GatedAttention:
     """A student with seeded initial weights, the same on every machine."""
     return build(shape, seed)
 

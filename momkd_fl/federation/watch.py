@@ -59,7 +59,7 @@ class Watch:
         replies = sum(state == "trained" for state in record.states.values())
         self.progress.round(record.round, record.seconds, replies, record.auroc, record.loss)
         self.metrics.round_ended()
-        self.metrics.memory(slot_movement=record.slot_movement, effective_slots=record.effective_slots)
+        self.metrics.memory(slot_movement=record.slot_movement_rad, effective_slots=record.effective_slots)
         self.metrics.validation(auroc=record.auroc, loss=record.loss)
         for site, (sent, received) in traffic.items():
             self.metrics.traffic(site, sent=sent, received=received)
@@ -72,7 +72,7 @@ class Watch:
             replies=replies,
             auroc=record.auroc,
             loss=record.loss,
-            slot_movement=record.slot_movement,
+            slot_movement=record.slot_movement_rad,
             effective_slots=record.effective_slots,
             effective_patches=record.effective_patches,
         )

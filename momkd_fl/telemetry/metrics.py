@@ -126,7 +126,7 @@ class ServerMetrics(_Metrics):
         self._sites = Gauge("momkd_server_sites", "Sites by state.", ["state"], registry=self.registry)
         self._movement = Gauge(
             "momkd_server_memory_slot_movement",
-            "Mean 1 - cosine between a slot and its last value.",
+            "Mean angle between a slot and its last value, in radians.",
             registry=self.registry,
         )
         self._effective = Gauge(

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from momkd_fl.config.base import load
 from momkd_fl.config.site import SiteConfig
+from momkd_fl.data.load import load_cohort
 from momkd_fl.errors import UserError
 from momkd_fl.synth.cohort import SynthSite, write_consortium, write_semi_real
 
@@ -129,3 +130,13 @@ def test_semi_real_cohort(tmp_path: Path, brca_folder: Path) -> None:
     expression = pd.read_csv(tmp_path / "BH" / "expression.csv")
     assert expression.notna().all().all()
     assert len(expression) < counts["BH"] + 1
+
+
+def test_the_loader_takes_a_written_site(consortium: dict[str, Path]) -> None:
+    cohort = load_cohort(load(consortium["oak"], SiteConfig), task="PR", classes=2)
+    assert (cohort.dim, cohort.encoder) == (32, "synthetic-32")
+    assert len(cohort.patients) == 12
+    assert {"ESR1", "ERBB2", "MKI67"} <= set(cohort.genes_available)
+    bag = cohort.bag(cohort.patients[0])
+    assert bag.features.shape[1] == 32
+    assert bag.neighbours.shape == (len(bag.features), 9)

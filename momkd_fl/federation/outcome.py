@@ -1,0 +1,235 @@
+"""From a finished run to ``results.json``: the sites' own evaluations, and patients' scores where they may be had."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import momkd_fl
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.evaluation.calibration import calibrate, calibrated_threshold
+from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out
+from momkd_fl.evaluation.curves import binned_roc_curve
+from momkd_fl.evaluation.metrics import ScoreHistogram, auroc
+from momkd_fl.evaluation.operating import operating
+from momkd_fl.evaluation.report import with_curves, write_report
+from momkd_fl.evaluation.results import (
+    Curve,
+    Difference,
+    Estimate,
+    Failure,
+    MemoryHealth,
+    Method,
+    Operating,
+    Protection,
+    Provenance,
+    Results,
+    Round,
+    Seconds,
+    Selection,
+    State,
+)
+from momkd_fl.evaluation.results_file import write_results
+from momkd_fl.federation.coordinator import Outcome, config_digest
+from momkd_fl.federation.state import RoundRecord
+
+Origin = Literal["synthetic", "simulation", "federation"]
+PAIRS: Sequence[tuple[Method, Method]] = (
+    ("federated", "pooled"),
+    ("federated", "local_median"),
+    ("federated", "no_genomics_control"),
+    ("federated", "random_memory"),
+)
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the run's state does not know: where it ran, how long it took, what it needed."""
+
+    origin: Origin
+    run_seconds: float
+    peak_rss_mb: float
+    install_seconds: float | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+def results_of(
+    config: FederationConfig, outcome: Outcome, scores: Mapping[Method, Models], where: Circumstances
+) -> Results:
+    """The results of one run.
+
+    Parameters
+    ----------
+    scores : mapping of method to its predictions for the held-out patients
+        Where one machine may hold them; empty in a live federation, whose figures come from the sites' score
+        histograms.
+    """
+    task, chosen = config.task, outcome.chosen
+    threshold = None if chosen.threshold is None else calibrated_threshold(chosen.threshold, chosen.calibration)
+    found: dict[Method, Models] = dict(scores) or binned_scores(outcome)
+    evaluations = [parcel.body for split in outcome.evaluations.values() for parcel in split.values()]
+    results = Results(
+        schema="momkd-results/1",
+        name=outcome.state.run,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        origin=where.origin,
+        tasks=[task],
+        seconds=Seconds(where.install_seconds, where.run_seconds, dict(where.phases)),
+        peak_rss_mb=where.peak_rss_mb,
+        quorum=config.rounds.quorum,
+        rounds=[_round(record) for record in outcome.state.history],
+        cohorts=[body.cohort for body in evaluations],
+        held_out={method: {task: held_out(models, seed=config.seed)} for method, models in found.items()},
+        selection={
+            task: Selection(
+                chosen.best.round,
+                "class-balanced log loss of the training sites' validation patients",
+                threshold,
+                {"slope": chosen.calibration[0], "intercept": chosen.calibration[1]},
+            )
+        },
+        provenance=_provenance(config, outcome),
+        protection=Protection("mutual_tls" if where.origin == "federation" else "in_process", "plain", {}),
+        differences=_differences(task, found, config.seed),
+        operating=_operating(config, outcome, found, threshold),
+        local_models=_local_models(task, found),
+        curves=[] if scores else _binned_curves(task, outcome),
+        failures=[Failure(code, site=site, recovered=False) for site, code in outcome.failures] + _lost(outcome),
+    )
+    return with_curves(results, {task: _calibrated(found, outcome)} if scores else {})
+
+
+def write_outcome(results: Results, folder: Path) -> Path:
+    """Write ``results.json``, ``results.csv``, ``report.html`` and ``model_card.md``; returns the page's path."""
+    write_results(results, folder)
+    page, _ = write_report(results, {}, folder / "report.html")
+    return page
+
+
+def binned_scores(outcome: Outcome) -> dict[Method, Models]:
+    """Held-out patients as their sites' score histograms show them: scores at the middle of their bin."""
+    parts = []
+    for site, parcel in sorted(outcome.evaluations.get("test", {}).items()):
+        counts = ScoreHistogram.from_arrays(parcel.arrays["scores"]).counts
+        if len(counts) != 1:
+            return {}  # more than two classes: one score per patient does not describe them
+        label, place = np.nonzero(counts[0])
+        times = counts[0][label, place]
+        middle = np.repeat((place + 0.5) / counts.shape[2], times)
+        names = tuple(f"{site}/{row}" for row in range(len(middle)))
+        scores = np.column_stack([1 - middle, middle])
+        parts.append(Scores(names, np.repeat(label, times).astype(np.int64), scores, (site,) * len(middle)))
+    return {"federated": Scores.join(parts)} if parts else {}
+
+
+def code_digest() -> str:
+    """SHA-256 over the package's source files."""
+    root = Path(momkd_fl.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def checkpoint_digest(outcome: Outcome) -> str:
+    """SHA-256 of the selected weights and memory."""
+    digest = hashlib.sha256()
+    for group in (outcome.chosen.best.weights, outcome.chosen.best.memory):
+        for name in sorted(group):
+            digest.update(name.encode() + np.ascontiguousarray(group[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _provenance(config: FederationConfig, outcome: Outcome) -> Provenance:
+    prints = [f"{site}:{sorted(hello['fingerprint'].items())}" for site, hello in sorted(outcome.state.members.items())]
+    return Provenance(
+        configuration=config_digest(config),
+        code=code_digest(),
+        architecture=outcome.state.architecture,
+        checkpoint=checkpoint_digest(outcome),
+        fingerprint=hashlib.sha256("\n".join(prints).encode()).hexdigest(),
+        data=None,
+        seeds={"run": config.seed},
+        software={name: importlib.metadata.version(name) for name in ("momkd-fl", "torch", "flwr", "numpy")},
+    )
+
+
+def _round(record: RoundRecord) -> Round:
+    sites: dict[State, list[str]] = {}
+    for site, state in record.states.items():
+        name: State = "refused" if state.startswith("refused") else "trained" if state == "trained" else "missing"
+        sites.setdefault(name, []).append(site)
+    return Round(
+        round=record.round,
+        seconds=record.seconds,
+        bytes=record.bytes_sent + record.bytes_received,
+        sites=sites,
+        validation_auroc=record.auroc,
+        validation_loss=record.loss,
+        memory=MemoryHealth(
+            record.slot_movement_rad, record.effective_slots, record.moved_share, record.effective_patches
+        ),
+        seconds_by_phase=record.seconds_by_phase,
+    )
+
+
+def _lost(outcome: Outcome) -> list[Failure]:
+    return [
+        Failure(state.removeprefix("refused:"), site=site, round=record.round)
+        for record in outcome.state.history
+        for site, state in record.states.items()
+        if state.startswith("refused:")
+    ]
+
+
+def _differences(task: str, found: Mapping[Method, Models], seed: int) -> list[Difference]:
+    return differences({task: found}, [pair for pair in PAIRS if set(pair) <= set(found)], seed=seed)
+
+
+def _calibrated(found: Mapping[Method, Models], outcome: Outcome) -> dict[Method, Models]:
+    """The federated model's probabilities as its users see them; other methods' as they are."""
+    shown = dict(found)
+    one = found.get("federated")
+    if isinstance(one, Scores):
+        shown["federated"] = replace(one, probabilities=calibrate(one.probabilities, outcome.chosen.calibration))
+    return shown
+
+
+def _operating(
+    config: FederationConfig, outcome: Outcome, found: Mapping[Method, Models], threshold: float | None
+) -> list[Operating]:
+    one = _calibrated(found, outcome).get("federated")
+    if threshold is None or not isinstance(one, Scores):
+        return []
+    sites = [None, *one.site_names] if len(one.site_names) > 1 else [None]
+    return [
+        operating(one, task=config.task, method="federated", threshold=threshold, site=site, seed=config.seed)
+        for site in sites
+    ]
+
+
+def _local_models(task: str, found: Mapping[Method, Models]) -> dict[str, dict[str, Estimate]]:
+    models = found.get("local_median")
+    if models is None or isinstance(models, Scores):
+        return {}
+    areas = {}
+    for number, model in enumerate(models):
+        value = auroc(model.labels, model.probabilities)
+        areas[f"model {number + 1}"] = Estimate.not_estimable("too few patients") if value is None else Estimate(value)
+    return {task: areas}
+
+
+def _binned_curves(task: str, outcome: Outcome) -> list[Curve]:
+    total: ScoreHistogram | None = None
+    for parcel in outcome.evaluations.get("test", {}).values():
+        one = ScoreHistogram.from_arrays(parcel.arrays["scores"])
+        total = one if total is None else total + one
+    curve = None if total is None else binned_roc_curve(total, task=task, method="federated")
+    return [] if curve is None else [curve]

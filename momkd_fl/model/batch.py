@@ -1,0 +1,104 @@
+"""Many patients in one step: bags laid end to end, with offsets and a segment softmax instead of padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBags:
+    """B patients, N patches together.
+
+    Attributes
+    ----------
+    features : (N, D_in) float32
+    neighbours : (N, k + 1) int64, rows of this pack; column 0 the patch itself, -1 where there is none
+    bag : (N,) int64, the patient of each patch, ascending
+    patches : (B,) int64, patches of each patient
+    labels : (B,) int64
+    genes : (B, G) float32 z-scores, or None where the student has no panel
+    has_genes : (B,) bool; rows of ``genes`` without it are never read
+    """
+
+    features: Tensor
+    neighbours: Tensor
+    bag: Tensor
+    patches: Tensor
+    labels: Tensor
+    genes: Tensor | None
+    has_genes: Tensor
+
+    @property
+    def patients(self) -> int:
+        """B."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> PackedBags:
+        """The same pack on another device."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return replace(self, **moved)
+
+
+def pack(
+    bags: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]],
+    labels: Sequence[int],
+    genes: Sequence[NDArray[np.float32] | None],
+    panel_size: int | None,
+) -> PackedBags:
+    """Lay bags end to end; no edge crosses patients, since rows are shifted by each bag's offset.
+
+    Parameters
+    ----------
+    bags : (features (P, D_in), neighbours (P, k + 1)) of each patient
+    labels : class of each patient
+    genes : z-scored panel (G,) of each patient, None where it has none
+    panel_size : G, or None where the student has no panel
+    """
+    sizes = np.array([len(features) for features, _ in bags])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    neighbours = [np.where(index >= 0, index + start, -1) for (_, index), start in zip(bags, starts, strict=True)]
+    has_genes = np.array([vector is not None and panel_size is not None for vector in genes])
+    table = None
+    if panel_size is not None:
+        table = np.zeros((len(bags), panel_size), np.float32)
+        for row, vector in enumerate(genes):
+            if vector is not None:
+                table[row] = vector
+    return PackedBags(
+        features=torch.from_numpy(np.concatenate([features for features, _ in bags])),
+        neighbours=torch.from_numpy(np.concatenate(neighbours).astype(np.int64)),
+        bag=torch.from_numpy(np.repeat(np.arange(len(bags)), sizes)),
+        patches=torch.from_numpy(sizes.astype(np.int64)),
+        labels=torch.as_tensor(np.asarray(labels), dtype=torch.int64),
+        genes=None if table is None else torch.from_numpy(table),
+        has_genes=torch.from_numpy(has_genes),
+    )
+
+
+def segment_softmax(scores: Tensor, bag: Tensor, patients: int) -> Tensor:
+    """Softmax of scores (N, A) within each patient."""
+    index = bag[:, None].expand_as(scores)
+    top = scores.new_full((patients, scores.shape[1]), -torch.inf)
+    top = top.scatter_reduce(0, index, scores.detach(), "amax", include_self=True)
+    weight = torch.exp(scores - top[bag])
+    total = segment_sum(weight, bag, patients)
+    return weight / total[bag]
+
+
+def segment_sum(values: Tensor, bag: Tensor, patients: int) -> Tensor:
+    """Sums of values (N, ...) over each patient's patches: (B, ...)."""
+    return values.new_zeros((patients, *values.shape[1:])).index_add(0, bag, values)
+
+
+def segment_mean(values: Tensor, bag: Tensor, patches: Tensor) -> Tensor:
+    """Means of values (N,) over each patient's patches: (B,)."""
+    return segment_sum(values, bag, len(patches)) / patches

@@ -1,0 +1,109 @@
+"""What a site adds to the memory: bounded sums and counts per class and slot, the same type for one patient,
+one site and the federation (PRIVACY.md, "Prototype memory"; METHOD sections 8 and 10).
+
+A patient has one unit of influence whatever number of slides and patches: its assignment weights sum to at most 1
+and its embeddings are unit vectors, so its contribution to the sums of one modality has norm <= 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Assignment = Literal["balanced", "soft", "hard"]
+
+TEMPERATURE = 0.1
+SINKHORN_ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class MemoryStatistics:
+    """Addable sums (C, K, dim) and counts (C, K) by modality."""
+
+    sums: dict[str, Floats]
+    counts: dict[str, Floats]
+
+    def __add__(self, other: MemoryStatistics) -> MemoryStatistics:
+        def added(one: dict[str, Floats], two: dict[str, Floats]) -> dict[str, Floats]:
+            both = {name: one[name] + two[name] for name in one if name in two}
+            return {**one, **two, **both}
+
+        return MemoryStatistics(added(self.sums, other.sums), added(self.counts, other.counts))
+
+    def to_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Flat names ``sums.<modality>`` and ``counts.<modality>``, float32."""
+        return {f"{kind}.{m}": v.astype(np.float32) for kind in ("sums", "counts") for m, v in vars(self)[kind].items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MemoryStatistics:
+        """The inverse of :meth:`to_arrays`."""
+        found: dict[str, dict[str, Floats]] = {"sums": {}, "counts": {}}
+        for name, value in arrays.items():
+            kind, modality = name.split(".", 1)
+            found[kind][modality] = np.asarray(value, np.float64)
+        return cls(**found)
+
+
+def assign(
+    embeddings: Floats, slots: Floats, how: Assignment, mass: Floats | None = None, temperature: float = TEMPERATURE
+) -> Floats:
+    """Assignment weights (n, K) of embeddings (n, S) to the slots (K, S) of their class; each row sums to its mass.
+
+    ``balanced`` is Sinkhorn's: the columns get equal shares of the whole mass, so that no slot is left behind. Only
+    the column sums (K numbers) ever concern more than one patient.
+    """
+    mass = np.ones(len(embeddings)) if mass is None else mass
+    similarity = embeddings @ slots.T / temperature
+    if how == "hard":
+        chosen = np.zeros_like(similarity)
+        chosen[np.arange(len(similarity)), similarity.argmax(axis=1)] = 1.0
+        return chosen * mass[:, None]
+    weights = np.exp(similarity - similarity.max(axis=1, keepdims=True))
+    if how == "balanced" and len(embeddings) > 0:
+        for _ in range(SINKHORN_ITERATIONS):
+            weights *= mass[:, None] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+            weights *= (mass.sum() / weights.shape[1]) / np.maximum(weights.sum(axis=0, keepdims=True), 1e-300)
+    return np.asarray(weights * mass[:, None] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300))
+
+
+def summed(
+    modality: str, embeddings: Floats, weights: Floats, labels: NDArray[np.int64], classes: int
+) -> MemoryStatistics:
+    """s[c,k] = sum of weight * embedding and n[c,k] = sum of weight over the rows of class c.
+
+    Parameters
+    ----------
+    embeddings : (n, dim) unit vectors, of patients or of their patches
+    weights : (n, K); the rows of one patient sum to at most 1 together
+    labels : (n,) class of the patient of each row
+    """
+    sums = np.zeros((classes, weights.shape[1], embeddings.shape[1]))
+    counts = np.zeros((classes, weights.shape[1]))
+    for label in range(classes):
+        rows = labels == label
+        sums[label] = weights[rows].T @ embeddings[rows]
+        counts[label] = weights[rows].sum(axis=0)
+    return MemoryStatistics({modality: sums}, {modality: counts})
+
+
+def scaling_sums(values: Floats) -> dict[str, NDArray[np.float32]]:
+    """n (1,), sum (G,) and sum of squares (G,) of gene values (patients, G)."""
+    return {
+        "n": np.array([len(values)], np.float32),
+        "sum": values.sum(axis=0).astype(np.float32),
+        "sum_sq": np.square(values).sum(axis=0).astype(np.float32),
+    }
+
+
+def moment_sums(z: Floats) -> dict[str, NDArray[np.float32]]:
+    """n (1,), sum (G,) and sum of outer products (G, G) of norm-clipped z-scores (patients, G)."""
+    return {
+        "n": np.array([len(z)], np.float32),
+        "sum": z.sum(axis=0).astype(np.float32),
+        "outer": (z.T @ z).astype(np.float32),
+    }

@@ -1,0 +1,166 @@
+"""Private keys on disk: readable by their owner alone, written whole or not at all, never over another key."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from momkd_fl.errors import UserError
+
+PRIVATE_MODE = 0o600
+KEY_BYTES_MAX = 1 << 16
+
+
+def load_private_key(path: Path, passphrase: bytes | None) -> EllipticCurvePrivateKey:
+    """The EC P-384 private key in a PEM file that its owner alone may read.
+
+    Parameters
+    ----------
+    path : Path
+        PEM file; a regular file of mode 0600 or narrower.
+    passphrase : bytes or None
+        None for a key that is not encrypted.
+
+    Raises
+    ------
+    UserError
+        ``key-missing``, ``key-symlink``, ``key-unreadable``, ``key-mode``, ``key-not-pem``, ``key-passphrase`` or
+        ``key-wrong-curve``; no sentence holds any part of the key or the passphrase.
+    """
+    pem = _read_private(path)
+    encrypted = b"ENCRYPTED" in pem
+    if encrypted and not passphrase:
+        raise UserError(
+            "key-passphrase",
+            f"{path}: the private key is encrypted and no passphrase was given. Put the passphrase into an environment "
+            "variable and name that variable as tls.passphrase_env.",
+        )
+    if passphrase and not encrypted and b"PRIVATE KEY" in pem:
+        raise UserError(
+            "key-passphrase",
+            f"{path}: a passphrase was given, but the private key is not encrypted. Take tls.passphrase_env out, or "
+            "encrypt the key.",
+        )
+    try:
+        key = load_pem_private_key(pem, passphrase or None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if encrypted:
+            raise UserError(
+                "key-passphrase",
+                f"{path}: the passphrase does not open the private key, or the file is damaged. Check the environment "
+                "variable named as tls.passphrase_env.",
+            ) from None
+        raise UserError(
+            "key-not-pem",
+            f"{path}: is not a private key in PEM form. It must begin with '-----BEGIN PRIVATE KEY-----'; restore it "
+            "from your copy, or have a new key and certificate issued.",
+        ) from None
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP384R1):
+        raise UserError(
+            "key-wrong-curve",
+            f"{path}: the private key is not an elliptic-curve key on P-384. Have a new key and certificate issued.",
+        )
+    return key
+
+
+def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
+    """Write ``key`` as unencrypted PKCS 8 PEM, mode 0600 (raises UserError as :func:`write_new`)."""
+    write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), PRIVATE_MODE)
+
+
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that does not exist yet: all of it, synced to disk and with its mode, or none of it.
+
+    Raises
+    ------
+    UserError
+        ``key-exists`` where anything, a dangling link included, has that name; ``key-not-written`` where the disk
+        does not take it.
+    """
+    refuse_existing(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), mode)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, path)  # unlike a rename, a link never replaces what another process has just written
+        finally:
+            os.unlink(draft)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        raise _existing(path) from None
+    except OSError as problem:
+        raise UserError(
+            "key-not-written",
+            f"{path}: could not be written ({problem.strerror}). Choose a folder on a local disk that is yours.",
+        ) from None
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError ``key-exists`` if anything, a dangling link included, has that name."""
+    if os.path.lexists(path):
+        raise _existing(path)
+
+
+def _existing(path: Path) -> UserError:
+    return UserError(
+        "key-exists",
+        f"{path}: exists already and is not overwritten, since a lost key cannot be made again. Choose another folder, "
+        "or move the file away yourself.",
+    )
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        # O_NONBLOCK: opening a pipe must not hang; the checks below look at what was opened, not at the name
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UserError(
+            "key-missing", f"{path}: there is no such file. Set tls.private_key to this party's private key."
+        ) from None
+    except OSError as problem:
+        if path.is_symlink():
+            raise UserError(
+                "key-symlink",
+                f"{path}: is a symbolic link, and whoever owns a link can point it elsewhere. Set tls.private_key to "
+                "the key file itself.",
+            ) from None
+        raise UserError(
+            "key-unreadable",
+            f"{path}: cannot be read ({problem.strerror}). Run as the user who owns the key.",
+        ) from None
+    try:
+        _refuse_exposed(path, os.fstat(descriptor).st_mode)
+        return os.read(descriptor, KEY_BYTES_MAX)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_exposed(path: Path, state: int) -> None:
+    if not stat.S_ISREG(state):
+        raise UserError("key-unreadable", f"{path}: is not a regular file. Set tls.private_key to the key file.")
+    mode = stat.S_IMODE(state)
+    if mode & ~PRIVATE_MODE:
+        raise UserError(
+            "key-mode",
+            f"{path}: has mode {mode:04o}, so that others than its owner may reach the private key. "
+            f"Run: chmod 600 {path}",
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

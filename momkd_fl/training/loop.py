@@ -1,0 +1,180 @@
+"""One site's training in one round, and scoring: the visible loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from momkd_fl.data.cohort import Patient
+from momkd_fl.model.baselines import GatedAttention
+from momkd_fl.model.batch import PackedBags
+from momkd_fl.model.memory import Memory, effective_patches
+from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
+from momkd_fl.training.precision import Precision, autocast
+from momkd_fl.training.sampling import Packer, balanced_batches
+
+Model = MoMKD | GatedAttention
+SCORE_PATCHES = 16384
+"""Patches scored in one pack; a larger single bag is a pack of its own."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a round asks of a site. ``steps`` None: ``epochs`` passes over the training patients."""
+
+    epochs: float
+    steps: int | None
+    patients_per_step: int
+    learning_rate: float
+    weight_decay: float
+    clip_norm: float
+    precision: Precision
+    device: torch.device
+    losses: LossWeights
+    proximal_mu: float = 0.0
+    max_patches: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Steps and seconds of a round, mean of each loss term, and the optimiser to go on with."""
+
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    optimiser: dict[str, Any] = field(repr=False)
+
+
+def train(
+    model: Model,
+    memory: Memory,
+    packer: Packer,
+    patients: Sequence[Patient],
+    settings: TrainSettings,
+    seed: int,
+    optimiser_state: dict[str, Any] | None = None,
+) -> TrainReport:
+    """Train ``model`` in place with the memory fixed, from class-balanced patients (METHOD sections 4, 6, 8).
+
+    The two branches' gradients are clipped separately, so that neither scales the other.
+    """
+    started = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)  # dropout
+    device, memory = settings.device, memory.to(settings.device)
+    model.to(device).train()
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    if optimiser_state is not None:
+        optimiser.load_state_dict(optimiser_state)
+    branches = _branches(model)
+    anchor = [parameter.detach().clone() for parameter in model.parameters()] if settings.proximal_mu else []
+    steps = settings.steps or max(1, math.ceil(settings.epochs * len(patients) / settings.patients_per_step))
+    totals: dict[str, Tensor] = {}
+    for chosen in balanced_batches(patients, steps, settings.patients_per_step, rng):
+        batch = packer.pack(chosen, rng, settings.max_patches).to(device)
+        with autocast(settings.precision, device):
+            output = model(batch, memory)
+        terms = model.loss(_full_precision(output), batch, memory, settings.losses)
+        loss = torch.stack(list(terms.values())).sum()
+        if anchor:
+            loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        for parameters in branches.values():
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimiser.step()
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + value.detach()
+    means = {name: float(value) / steps for name, value in totals.items()}
+    return TrainReport(steps, time.perf_counter() - started, means, optimiser.state_dict())
+
+
+@torch.no_grad()
+def embed(
+    model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device
+) -> Iterator[tuple[Sequence[Patient], PackedBags, Output]]:
+    """Outputs in inference mode, pack by pack, every patient once and in order."""
+    memory = memory.to(device)
+    model.to(device).eval()
+    for chosen in _packs(packer, patients):
+        batch = packer.pack(chosen).to(device)
+        yield chosen, batch, model(batch, memory)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Scores of n patients: labels (n,), probabilities (n, C), log loss (n,), mean effective patches per bag."""
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    effective_patches: float
+
+    def loss_by_class(self, classes: int) -> list[float]:
+        """Sum of the log loss over each class's patients."""
+        return [float(self.loss[self.labels == label].sum()) for label in range(classes)]
+
+
+def predict(
+    model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device
+) -> Prediction:
+    """Score labelled patients (fp32, no dropout)."""
+    labels, logits, effective, packs = [], [], 0.0, 0
+    for _, batch, output in embed(model, memory, packer, patients, device):
+        labels.append(batch.labels.cpu())
+        logits.append(output.logits.double().cpu())
+        effective += float(effective_patches(output.attention, batch.bag, batch.patients))
+        packs += 1
+    classes = model.shape.classes
+    truth = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)
+    scores = torch.cat(logits) if logits else torch.zeros(0, classes, dtype=torch.float64)
+    return Prediction(
+        ids=tuple(patient.id for patient in patients),
+        labels=truth.numpy(),
+        probabilities=torch.softmax(scores, dim=1).numpy(),
+        loss=F.cross_entropy(scores, truth, reduction="none").numpy(),
+        effective_patches=effective / packs if packs else 0.0,
+    )
+
+
+def _packs(packer: Packer, patients: Sequence[Patient]) -> Iterator[list[Patient]]:
+    pack: list[Patient] = []
+    patches = 0
+    for patient in patients:
+        size = len(packer.cohort.bag(patient).features)
+        if pack and patches + size > SCORE_PATCHES:
+            yield pack
+            pack, patches = [], 0
+        pack.append(patient)
+        patches += size
+    if pack:
+        yield pack
+
+
+def _branches(model: Model) -> dict[str, list[torch.nn.Parameter]]:
+    found: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(branch_of(name), []).append(parameter)
+    return found
+
+
+def _full_precision(output: Output) -> Output:
+    """Losses, softmax and memory are computed in fp32 whatever the products were computed in."""
+    raised: dict[str, Any] = {name: None if value is None else value.float() for name, value in vars(output).items()}
+    return Output(**raised)
+
+
+def _squared_distance(model: Model, anchor: list[Tensor]) -> Tensor:
+    return torch.stack([(p - a).square().sum() for p, a in zip(model.parameters(), anchor, strict=True)]).sum()

@@ -1,0 +1,69 @@
+"""Which patients make a step: class-balanced with replacement, seeded; and their bags as one pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from momkd_fl.data.cohort import Cohort, Patient
+from momkd_fl.model.batch import PackedBags, pack
+from momkd_fl.model.memory import gene_scores
+
+
+class Packer:
+    """Patients of one cohort as packs for the student.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        On the agreed panel.
+    mean, scale : (G,) or None
+        Gene scaling of the federation; None where the student has no panel.
+    """
+
+    def __init__(self, cohort: Cohort, mean: NDArray[np.float32] | None, scale: NDArray[np.float32] | None) -> None:
+        self.cohort, self.mean, self.scale = cohort, mean, scale
+
+    def genes(self, patient: Patient) -> NDArray[np.float32] | None:
+        """Z-scores of a patient's panel (G,), or None where it has none."""
+        if patient.genes is None or self.mean is None or self.scale is None:
+            return None
+        return gene_scores(patient.genes, self.mean, self.scale)
+
+    def pack(
+        self, patients: Sequence[Patient], rng: np.random.Generator | None = None, max_patches: int | None = None
+    ) -> PackedBags:
+        """One pack; with ``max_patches``, bags that are larger are sampled (their graph stays inside the sample)."""
+        bags = []
+        for patient in patients:
+            bag = self.cohort.bag(patient)
+            features, neighbours = bag.features, bag.neighbours
+            if max_patches is not None and rng is not None and len(features) > max_patches:
+                features, neighbours = sample_patches(features, neighbours, max_patches, rng)
+            bags.append((features, neighbours))
+        labels = [0 if patient.label is None else patient.label for patient in patients]
+        genes = [self.genes(patient) for patient in patients]
+        return pack(bags, labels, genes, None if self.mean is None else len(self.mean))
+
+
+def balanced_batches(
+    patients: Sequence[Patient], steps: int, per_step: int, rng: np.random.Generator
+) -> Iterator[list[Patient]]:
+    """``steps`` batches in which every class is expected equally often (METHOD section 6)."""
+    labels = np.array([patient.label for patient in patients])
+    present, counts = np.unique(labels, return_counts=True)
+    chance = (1.0 / (len(present) * counts))[np.searchsorted(present, labels)]
+    for _ in range(steps):
+        yield [patients[row] for row in rng.choice(len(patients), size=per_step, p=chance)]
+
+
+def sample_patches(
+    features: NDArray[np.float32], neighbours: NDArray[np.int32], count: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """A random ``count`` of a bag's patches, in their order; neighbours outside the sample become -1."""
+    kept = np.sort(rng.choice(len(features), size=count, replace=False))
+    place = np.full(len(features) + 1, -1, np.int32)  # the last entry answers for the index -1
+    place[kept] = np.arange(count, dtype=np.int32)
+    return features[kept], place[neighbours[kept]]
