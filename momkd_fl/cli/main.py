@@ -61,6 +61,7 @@ def _simulate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--comparators", action="store_true", help="also train local-only, pooled and no-genomics models"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes for the comparators")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming")
     parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
 
@@ -72,7 +73,9 @@ def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
     config = load(args.federation, FederationConfig)
     from momkd_fl.cli.simulate import run_simulation
 
-    report = run_simulation(config, stop, comparators=args.comparators, fresh=args.fresh, plain=args.plain or None)
+    report = run_simulation(
+        config, stop, comparators=args.comparators, fresh=args.fresh, plain=args.plain or None, jobs=args.jobs
+    )
     if report is not None:
         print(f"Report: {report}")
     return OK

@@ -15,9 +15,11 @@ from momkd_fl.config.base import secret
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
-from typing import TYPE_CHECKING
+from momkd_fl.federation.connection import Connection
+from momkd_fl.federation.flower import SiteSession
 from momkd_fl.federation.messages import EVALUATE, FINISH, HELLO, INITIALISE, PLAN, TRAIN, Kind, answer, open_request
-from momkd_fl.federation.participant import Participant
+from momkd_fl.federation.participant import Participant, site_participant
+from momkd_fl.federation.site_data import preview
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
@@ -95,8 +97,8 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         def say(sentence: str) -> None:
             print(f"[{config.site}] {sentence}", file=sys.stderr, flush=True)
 
-        participant = Participant.of_site(config, say, log, metrics)
-        participant.preview()
+        preview(config, say)
+        participant = site_participant(config, say)
         session = SiteSession(
             config.connection.url,
             ca=config.tls.ca,

@@ -99,6 +99,8 @@ class Coordinator:
         if self.stop.is_set():
             return None
         chosen = self._choose(state)
+        state = state.after(best=chosen.best)
+        states.save(self.checkpoint, state)
         outcome = Outcome(state, chosen, failures=self.failures)
         outcome.evaluations = self._evaluate(state, chosen)
         self._farewell(state, chosen)

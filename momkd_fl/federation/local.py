@@ -10,6 +10,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from momkd_fl.federation.flower import identify
+
 
 class LocalGrid(Grid):
     """Sites that live in this process; each is asked in turn, when its reply is wanted.
@@ -22,6 +24,7 @@ class LocalGrid(Grid):
         self.sites = dict(enumerate(self._apps, start=1))
         self._nodes = {site: node for node, site in self.sites.items()}
         self._sent = 0
+        identify(task_id=1, run_id=1)
 
     def node_of(self, site: str) -> int:
         """Node id of a site."""

@@ -22,7 +22,6 @@ from momkd_fl.evaluation.operating import operating
 from momkd_fl.evaluation.report import with_curves, write_report
 from momkd_fl.evaluation.results import (
     Curve,
-    Difference,
     Estimate,
     Failure,
     MemoryHealth,
@@ -60,20 +59,10 @@ class Circumstances:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def results_of(
-    config: FederationConfig, outcome: Outcome, scores: Mapping[Method, Models], where: Circumstances
-) -> Results:
-    """The results of one run.
-
-    Parameters
-    ----------
-    scores : mapping of method to its predictions for the held-out patients
-        Where one machine may hold them; empty in a live federation, whose figures come from the sites' score
-        histograms.
-    """
+def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances) -> Results:
+    """The results of one run as the coordinator can know them: from the sites' score histograms."""
     task, chosen = config.task, outcome.chosen
     threshold = None if chosen.threshold is None else calibrated_threshold(chosen.threshold, chosen.calibration)
-    found: dict[Method, Models] = dict(scores) or binned_scores(outcome)
     evaluations = [parcel.body for split in outcome.evaluations.values() for parcel in split.values()]
     results = Results(
         schema="momkd-results/1",
@@ -86,7 +75,7 @@ def results_of(
         quorum=config.rounds.quorum,
         rounds=[_round(record) for record in outcome.state.history],
         cohorts=[body.cohort for body in evaluations],
-        held_out={method: {task: held_out(models, seed=config.seed)} for method, models in found.items()},
+        held_out={},
         selection={
             task: Selection(
                 chosen.best.round,
@@ -97,13 +86,34 @@ def results_of(
         },
         provenance=_provenance(config, outcome),
         protection=Protection("mutual_tls" if where.origin == "federation" else "in_process", "plain", {}),
-        differences=_differences(task, found, config.seed),
-        operating=_operating(config, outcome, found, threshold),
-        local_models=_local_models(task, found),
-        curves=[] if scores else _binned_curves(task, outcome),
         failures=[Failure(code, site=site, recovered=False) for site, code in outcome.failures] + _lost(outcome),
     )
-    return with_curves(results, {task: _calibrated(found, outcome)} if scores else {})
+    binned = binned_scores(outcome)
+    return replace(compared(results, config, binned), curves=_binned_curves(task, outcome))
+
+
+def compared(results: Results, config: FederationConfig, scores: Mapping[Method, Models]) -> Results:
+    """The results with every method's held-out figures, differences, operating points and curves.
+
+    Parameters
+    ----------
+    scores : mapping of method to its uncalibrated predictions for the same held-out patients
+    """
+    task, seed = config.task, config.seed
+    chosen = results.selection[task]
+    calibrated = dict(scores)
+    one = scores.get("federated")
+    if isinstance(one, Scores):
+        scaling = (chosen.calibration["slope"], chosen.calibration["intercept"])
+        calibrated["federated"] = replace(one, probabilities=calibrate(one.probabilities, scaling))
+    renewed = replace(
+        results,
+        held_out={method: {task: held_out(models, seed=seed)} for method, models in scores.items()},
+        differences=differences({task: scores}, [pair for pair in PAIRS if set(pair) <= set(scores)], seed=seed),
+        operating=_operating(task, calibrated.get("federated"), chosen.threshold, seed),
+        local_models=_local_models(task, scores),
+    )
+    return with_curves(renewed, {task: calibrated})
 
 
 def write_outcome(results: Results, folder: Path) -> Path:
@@ -189,29 +199,13 @@ def _lost(outcome: Outcome) -> list[Failure]:
     ]
 
 
-def _differences(task: str, found: Mapping[Method, Models], seed: int) -> list[Difference]:
-    return differences({task: found}, [pair for pair in PAIRS if set(pair) <= set(found)], seed=seed)
-
-
-def _calibrated(found: Mapping[Method, Models], outcome: Outcome) -> dict[Method, Models]:
-    """The federated model's probabilities as its users see them; other methods' as they are."""
-    shown = dict(found)
-    one = found.get("federated")
-    if isinstance(one, Scores):
-        shown["federated"] = replace(one, probabilities=calibrate(one.probabilities, outcome.chosen.calibration))
-    return shown
-
-
-def _operating(
-    config: FederationConfig, outcome: Outcome, found: Mapping[Method, Models], threshold: float | None
-) -> list[Operating]:
-    one = _calibrated(found, outcome).get("federated")
-    if threshold is None or not isinstance(one, Scores):
+def _operating(task: str, federated: Models | None, threshold: float | None, seed: int) -> list[Operating]:
+    if threshold is None or not isinstance(federated, Scores):
         return []
-    sites = [None, *one.site_names] if len(one.site_names) > 1 else [None]
+    names = federated.site_names
     return [
-        operating(one, task=config.task, method="federated", threshold=threshold, site=site, seed=config.seed)
-        for site in sites
+        operating(federated, task=task, method="federated", threshold=threshold, site=site, seed=seed)
+        for site in ([None, *names] if len(names) > 1 else [None])
     ]
 
 

@@ -29,6 +29,7 @@ from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.evaluation.results import Cohort as CohortRow
 from momkd_fl.evaluation.results import TaskCohort
 from momkd_fl.federation.messages import (
+    SHARED_SECTIONS,
     Arrays,
     Evaluate,
     EvaluateReply,
@@ -48,6 +49,7 @@ from momkd_fl.federation.messages import (
 from momkd_fl.federation.plan import SitePlan, load_plan, save_plan
 from momkd_fl.federation.site_data import cohort_loader, device_of
 from momkd_fl.federation.site_statistics import anchor_statistics, genomes, memory_statistics
+from momkd_fl.federation.state import Arrays as SpaceArrays
 from momkd_fl.federation.student import Layout, build_student, get_weights, layout_of, set_weights, shape_of
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import LossWeights, StudentShape, architecture_hash
@@ -230,6 +232,15 @@ class Participant:
             checkpoint.save(path, tensors, meta)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
+
+    def score_with(
+        self, run: str, config: FederationConfig, panel: tuple[str, ...], space: SpaceArrays, state: Arrays
+    ) -> Prediction:
+        """Score this site's test patients with a given state (``weights``, ``memory``), outside any run."""
+        shared = config.model_dump(mode="json", include=set(SHARED_SECTIONS))
+        self._plan, self._work = SitePlan(run, shared, panel, space=dict(space)), None
+        work = self._ready(run)
+        return self._score(work, self._receive(work, state), "test")
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
         if self._loaded is None or self._loaded[0].task != config.task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from flwr.app import Context, RecordDict
 
@@ -60,5 +60,3 @@ def member_sites(config: FederationConfig) -> dict[str, SiteConfig]:
             )
         found[name] = site
     return found
-
-

@@ -27,6 +27,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+SLICE_BYTES = 256 * 1024
 PEER = "momkd.peer_certificate"
 SITE = "momkd.site"
 
@@ -59,7 +60,8 @@ class PeerCertificateProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         tls = self.transport.get_extra_info("ssl_object")
-        self.scope[PEER] = tls.getpeercert(binary_form=True) if tls else None  # type: ignore[typeddict-unknown-key]
+        scope: Scope = self.scope  # uvicorn's own type is closed to what servers add
+        scope[PEER] = tls.getpeercert(binary_form=True) if tls else None
 
 
 @dataclass
@@ -156,14 +158,34 @@ class Gate:
         return self._key_of[certificate]
 
 
-async def refuse(send: Send, status: int, detail: str) -> None:
-    """Answer with a stable code and nothing else."""
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def read_body(receive: Receive) -> bytes:
+    """The whole body; its length was checked by the gate and is enforced by the HTTP parser."""
+    parts: list[bytes] = []
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise ConnectionAbortedError
+        parts.append(event.get("body", b""))
+        if not event.get("more_body", False):
+            return b"".join(parts)
+
+
+async def respond(send: Send, status: int, body: bytes, media_type: str = "application/json") -> None:
+    """One answer, in slices: each waits until the connection has taken the ones before it."""
+    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
     if status in (411, 413):
         headers.append((b"connection", b"close"))  # the body that was announced is never read
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    view = memoryview(body)
+    while len(view) > SLICE_BYTES:
+        await send({"type": "http.response.body", "body": bytes(view[:SLICE_BYTES]), "more_body": True})
+        view = view[SLICE_BYTES:]
+    await send({"type": "http.response.body", "body": bytes(view)})
+
+
+async def refuse(send: Send, status: int, detail: str) -> None:
+    """Answer with a stable code and nothing else."""
+    await respond(send, status, json.dumps({"detail": detail}).encode())
 
 
 class HttpsServer:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from momkd_fl.config.federation import FederationConfig
 from momkd_fl.federation.state import RoundRecord
 from momkd_fl.telemetry.logs import JsonLog, Value
 from momkd_fl.telemetry.metrics import ServerMetrics
@@ -76,3 +78,24 @@ class Watch:
             effective_slots=record.effective_slots,
             effective_patches=record.effective_patches,
         )
+
+
+def open_watch(config: FederationConfig, *, plain: bool | None = None) -> Watch:
+    """The views, the log and the metrics that the configuration asks for."""
+    sites = list(config.members)
+    evaluators = [site for site, member in config.members.items() if member.role == "evaluate"]
+    progress = Progress.open(
+        config.rounds.count, sites, quorum=config.rounds.quorum, evaluators=evaluators, plain=plain
+    )
+    log = JsonLog(config.telemetry.log, "coordinator", sites=sites)
+    metrics = ServerMetrics(config.rounds.count, sites)
+    if config.telemetry.metrics_port is not None:
+        metrics.serve(config.telemetry.metrics_port)
+    return Watch(progress, log, metrics, dict.fromkeys(sites, "expected"))
+
+
+def unwatched(config: FederationConfig) -> Watch:
+    """A watch that shows and writes nothing, for runs in the background."""
+    sites = list(config.members)
+    progress = Progress.open(config.rounds.count, sites, plain=True, stream=io.StringIO())
+    return Watch(progress, JsonLog(None, "coordinator", sites=sites), ServerMetrics(config.rounds.count, sites))

@@ -23,6 +23,7 @@ class GatedAttention(Student):
         self.gates = nn.Linear(shape.hidden, shape.hidden)  # tanh half and sigmoid half, as one product
         self.score = nn.Linear(shape.hidden // 2, 1)
         self.classifier = nn.Sequential(nn.Dropout(shape.dropout / 2), nn.Linear(shape.hidden, shape.classes))
+        self.add_anchor_head()
 
     def forward(self, batch: PackedBags, memory: Memory) -> Output:
         """One pass over packed bags; the graph is not looked at."""

@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+NO_LABEL = -1
+"""Label of a patient without one: it can be scored, never trained on."""
+
 
 @dataclass(frozen=True)
 class PackedBags:
@@ -21,7 +24,7 @@ class PackedBags:
     neighbours : (N, k + 1) int64, rows of this pack; column 0 the patch itself, -1 where there is none
     bag : (N,) int64, the patient of each patch, ascending
     patches : (B,) int64, patches of each patient
-    labels : (B,) int64
+    labels : (B,) int64, class or ``NO_LABEL``
     genes : (B, G) float32 z-scores, or None where the student has no panel
     has_genes : (B,) bool; rows of ``genes`` without it are never read
     """
@@ -50,7 +53,7 @@ class PackedBags:
 
 def pack(
     bags: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]],
-    labels: Sequence[int],
+    labels: Sequence[int | None],
     genes: Sequence[NDArray[np.float32] | None],
     panel_size: int | None,
 ) -> PackedBags:
@@ -59,7 +62,7 @@ def pack(
     Parameters
     ----------
     bags : (features (P, D_in), neighbours (P, k + 1)) of each patient
-    labels : class of each patient
+    labels : class of each patient, None where it is unknown
     genes : z-scored panel (G,) of each patient, None where it has none
     panel_size : G, or None where the student has no panel
     """
@@ -78,7 +81,7 @@ def pack(
         neighbours=torch.from_numpy(np.concatenate(neighbours).astype(np.int64)),
         bag=torch.from_numpy(np.repeat(np.arange(len(bags)), sizes)),
         patches=torch.from_numpy(sizes.astype(np.int64)),
-        labels=torch.as_tensor(np.asarray(labels), dtype=torch.int64),
+        labels=torch.tensor([NO_LABEL if label is None else label for label in labels], dtype=torch.int64),
         genes=None if table is None else torch.from_numpy(table),
         has_genes=torch.from_numpy(has_genes),
     )

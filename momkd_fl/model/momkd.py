@@ -84,14 +84,19 @@ class Output:
 class Student(nn.Module):
     """What both architectures share: the head in the genomic space and the terms that any student may have."""
 
+    anchor_head: nn.Linear | None
+
     def __init__(self, shape: StudentShape) -> None:
         super().__init__()
         self.shape = shape
-        self.anchor_head = nn.Linear(shape.hidden, shape.anchor_dim) if shape.anchor_dim else None
 
     def anchor_embedding(self, pooled: Tensor) -> Tensor | None:
         """Pooled slides (B, D) in the genomic space, (B, A); None without anchors."""
         return None if self.anchor_head is None else F.normalize(self.anchor_head(pooled), dim=-1)
+
+    def add_anchor_head(self) -> None:
+        """Draw the head last: with one seed, a student with and one without genomics start as the same student."""
+        self.anchor_head = nn.Linear(self.shape.hidden, self.shape.anchor_dim) if self.shape.anchor_dim else None
 
     def shared_terms(
         self, output: Output, batch: PackedBags, memory: Memory, weights: LossWeights
@@ -108,7 +113,8 @@ class Student(nn.Module):
             rows = batch.has_genes.nonzero()[:, 0]
             if len(rows):
                 genome = memory.space.embed(batch.genes[rows])
-                matched = losses.slot_matching(output.anchor[rows], genome, memory.anchors, weights.match_temperature)
+                anchors = memory.anchors.detach()
+                matched = losses.slot_matching(output.anchor[rows], genome, anchors, weights.match_temperature)
                 terms["match"] = weights.match * matched * len(rows) / batch.patients
         return terms
 
@@ -126,18 +132,18 @@ class MoMKD(Student):
         self.patch_projection = nn.Linear(shape.hidden, shape.memory_dim)
         self.slide_projection = nn.Linear(shape.hidden, shape.memory_dim)
         self.tau = nn.Parameter(torch.tensor(TAU_INIT))
-        outputs = shape.classes if shape.classes == 2 else 1  # more classes: one pooled vector and score each
         self.classifier = nn.Sequential(
             nn.LayerNorm(shape.hidden),
             nn.Linear(shape.hidden, shape.hidden),
             nn.ReLU(),
             nn.Dropout(shape.dropout),
-            nn.Linear(shape.hidden, outputs),
+            nn.Linear(shape.hidden, shape.classes),
         )
-        self.genomics = GenomicBranch(shape.genes, shape.hidden, shape.memory_dim) if shape.genes else None
         if shape.memory_mode == "gradient":
             directions = F.normalize(torch.randn(shape.classes, shape.slots, shape.memory_dim), dim=-1)
             self.slots = nn.Parameter(directions)
+        self.add_anchor_head()
+        self.genomics = GenomicBranch(shape.genes, shape.hidden, shape.memory_dim) if shape.genes else None
 
     def slots_of(self, memory: Memory) -> Tensor:
         """Unit slots (C, K, S): the memory's, or this student's own."""
@@ -145,12 +151,12 @@ class MoMKD(Student):
             return F.normalize(self.slots, dim=-1)
         if memory.slots is None:
             raise ValueError("this student needs a memory with slots")
-        return memory.slots
+        return memory.slots.detach()
 
     def forward(self, batch: PackedBags, memory: Memory) -> Output:
         """One pass over packed bags, the same in training and inference."""
         features = self.encoder(batch.features, batch.neighbours)
-        patches = F.normalize(self.patch_projection(features), dim=-1)
+        patches = F.normalize(self.patch_projection(features).to(self.tau.dtype), dim=-1)
         attention = self._attend(patches, self.slots_of(memory).detach(), batch)
         pooled = torch.stack(
             [segment_sum(attention[:, [a]] * features, batch.bag, batch.patients) for a in range(attention.shape[1])],
@@ -162,7 +168,7 @@ class MoMKD(Student):
         if self.genomics is not None and batch.genes is not None:
             genome, rebuilt = self.genomics(batch.genes[batch.has_genes.nonzero()[:, 0]])
         return Output(
-            logits=scores[:, 0] if self.shape.classes == 2 else scores[:, :, 0],
+            logits=scores[:, 0] if self.shape.classes == 2 else scores.diagonal(dim1=1, dim2=2),
             attention=attention,
             patches=patches,
             slide=F.normalize(self.slide_projection(mean), dim=-1),
@@ -170,6 +176,10 @@ class MoMKD(Student):
             genome=genome,
             rebuilt=rebuilt,
         )
+
+    def temperature(self) -> Tensor:
+        """tau within its bounds; the gradient passes, so that a tau that ran out of them can come back."""
+        return self.tau + (self.tau.clamp(TAU_MIN, TAU_MAX) - self.tau).detach()
 
     def loss(self, output: Output, batch: PackedBags, memory: Memory, weights: LossWeights) -> dict[str, Tensor]:
         """The weighted terms; their sum is the loss. A missing modality has no terms."""
@@ -194,14 +204,18 @@ class MoMKD(Student):
         return terms
 
     def _attend(self, patches: Tensor, slots: Tensor, batch: PackedBags) -> Tensor:
-        """softmax_i((best slot of the class - best slot of any other) / tau): (N, 1), or (N, C) for C > 2."""
-        best = torch.einsum("ns,cks->nck", patches, slots).amax(dim=-1)
+        """softmax_i((best slot of the class - best slot of any other) / tau): (N, 1), or (N, C) for C > 2.
+
+        In fp32 whatever the products are taken in: at tau = 0.01 bf16's rounding would move weights by half.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            best = torch.einsum("ns,cks->nck", patches, slots).amax(dim=-1)
         if self.shape.classes == 2:
             contrast = best[:, 1:] - best[:, :1]
         else:
             others = best[:, None, :].masked_fill(torch.eye(best.shape[1], dtype=torch.bool, device=best.device), -2.0)
             contrast = best - others.amax(dim=-1)
-        return segment_softmax(contrast / self.tau.clamp(TAU_MIN, TAU_MAX), batch.bag, batch.patients)
+        return segment_softmax(contrast / self.temperature(), batch.bag, batch.patients)
 
 
 def branch_of(name: str) -> Literal["histology", "genomics"]:

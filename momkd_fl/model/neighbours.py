@@ -82,11 +82,12 @@ class _NeighbourAttention(torch.autograd.Function):
             grad_weight = gathered.view(split).mul_(grad[rows]).sum(-1)
             # softmax: dL/ds = w (dL/dw - sum_j w_j dL/dw_j), with the same rounded weights on both sides
             grad_score = weight * (grad_weight - (weight * grad_weight).sum(1, keepdim=True))
-            every = grad_score.view(-1, heads).T @ F.leaky_relu(mixed, ctx.slope).view(-1, heads * width)
+            # the leaky ReLU's derivative as middle + half * sign: a tenth of the time of a selection
+            down = mixed.sign().mul_(half).add_(middle)
+            every = grad_score.view(-1, heads).T @ mixed.mul_(down).view(-1, heads * width)
             for head in range(heads):
                 grad_attention[head] += every[head, head * width : (head + 1) * width]
-            # the leaky ReLU's derivative as middle + half * sign: a tenth of the time of a selection
-            inner = mixed.sign_().mul_(half).add_(middle).view(split).mul_(attention).mul_(grad_score[..., None])
+            inner = down.view(split).mul_(attention).mul_(grad_score[..., None])
             torch.sum(inner.flatten(2), 1, out=grad_target[rows])
             inner = inner.addcmul_(weight[..., None], grad[rows])
             grad_source.index_add_(0, index[rows].reshape(-1), inner.view(-1, heads * width))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Assignment = Literal["balanced", "soft", "hard"]
 
-TEMPERATURE = 0.1
+SPREAD_SHARE = 0.3
+TEMPERATURE_MIN = 1e-3
 SINKHORN_ITERATIONS = 30
 
 
@@ -49,26 +50,40 @@ class MemoryStatistics:
         return cls(**found)
 
 
-def assign(
-    embeddings: Floats, slots: Floats, how: Assignment, mass: Floats | None = None, temperature: float = TEMPERATURE
-) -> Floats:
+def assign(embeddings: Floats, slots: Floats, how: Assignment, mass: Floats | None = None) -> Floats:
     """Assignment weights (n, K) of embeddings (n, S) to the slots (K, S) of their class; each row sums to its mass.
 
-    ``balanced`` is Sinkhorn's: the columns get equal shares of the whole mass, so that no slot is left behind. Only
-    the column sums (K numbers) ever concern more than one patient.
+    ``soft`` is a softmax over slots; ``balanced`` adds one offset a slot, found by Sinkhorn's iterations, at which
+    all slots get equal shares of the whole mass, so that none is left behind. Only the column sums (K numbers) and
+    the spread ever concern more than one patient.
+
+    The temperature is a share of the similarities' own spread. At a fixed one, embeddings that lie close together,
+    as those of an untrained student do, would be spread evenly over all slots, and the slots become one direction
+    while their counts look healthy. Fewer than 2 K embeddings are not balanced: one patient would fill every slot.
     """
     mass = np.ones(len(embeddings)) if mass is None else mass
-    similarity = embeddings @ slots.T / temperature
+    similarity = embeddings @ slots.T
+    per_class = similarity.shape[1]
     if how == "hard":
         chosen = np.zeros_like(similarity)
         chosen[np.arange(len(similarity)), similarity.argmax(axis=1)] = 1.0
         return chosen * mass[:, None]
-    weights = np.exp(similarity - similarity.max(axis=1, keepdims=True))
-    if how == "balanced" and len(embeddings) > 0:
-        for _ in range(SINKHORN_ITERATIONS):
-            weights *= mass[:, None] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
-            weights *= (mass.sum() / weights.shape[1]) / np.maximum(weights.sum(axis=0, keepdims=True), 1e-300)
-    return np.asarray(weights * mass[:, None] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300))
+    share = mass / max(float(mass.sum()), 1e-300)
+    centred = similarity - share @ similarity
+    spread = np.sqrt((share @ np.square(centred)).mean())
+    temperature = max(SPREAD_SHARE * float(spread), TEMPERATURE_MIN)
+    if how == "soft" or len(embeddings) < 2 * per_class:
+        return _softmax(similarity / temperature) * mass[:, None]
+    offset = np.zeros(per_class)
+    for _ in range(SINKHORN_ITERATIONS):
+        columns = share @ _softmax(centred / temperature + offset)
+        offset -= np.log(np.maximum(columns * per_class, 1e-300))
+    return _softmax(centred / temperature + offset) * mass[:, None]
+
+
+def _softmax(scores: Floats) -> Floats:
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def summed(

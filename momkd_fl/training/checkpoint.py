@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,15 +16,14 @@ from safetensors.numpy import save as to_bytes
 
 from momkd_fl.errors import UserError
 
-_META = "momkd"
+_META, _DIGEST = "momkd", "sha256"
 
 
 def save(path: Path, tensors: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata to ``path``; the file is either the old one or the new one, never half."""
-    data = to_bytes(
-        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata={_META: json.dumps(dict(meta))}
-    )
-    write_durably(path, data)
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    text = json.dumps(dict(meta))
+    write_durably(path, to_bytes(arrays, metadata={_META: text, _DIGEST: _digest(arrays, text)}))
 
 
 def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -38,13 +38,25 @@ def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise UserError("checkpoint-missing", f"{path}: there is no such checkpoint.")
     try:
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {})[_META])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118  (not a dictionary)
+            written = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+        if written[_DIGEST] != _digest(arrays, written[_META]):
+            raise ValueError("a byte changed after the file was written")
+        return arrays, json.loads(written[_META])
     except (SafetensorError, KeyError, ValueError, OSError):
         raise UserError(
             "checkpoint-corrupt",
             f"{path}: this is not a whole checkpoint of momkd-fl. Restore a backup, or start anew with --fresh.",
         ) from None
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]], meta: str) -> str:
+    """SHA-256 over names, types, shapes, bytes and metadata: safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def write_durably(path: Path, data: bytes) -> None:

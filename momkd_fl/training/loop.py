@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from momkd_fl.data.cohort import Patient
+from momkd_fl.errors import UserError
 from momkd_fl.model.baselines import GatedAttention
-from momkd_fl.model.batch import PackedBags
+from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
 from momkd_fl.training.precision import Precision, autocast
@@ -65,11 +66,16 @@ def train(
 ) -> TrainReport:
     """Train ``model`` in place with the memory fixed, from class-balanced patients (METHOD sections 4, 6, 8).
 
-    The two branches' gradients are clipped separately, so that neither scales the other.
+    The branches' gradients are clipped separately, so that neither scales the other. Dropout is seeded anew for
+    every step: a student without genomics meets the same masks as one with it, and the two can be compared in pairs.
+
+    Raises
+    ------
+    UserError
+        ``training-diverged`` when a loss is no number any more.
     """
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)  # dropout
     device, memory = settings.device, memory.to(settings.device)
     model.to(device).train()
     optimiser = torch.optim.AdamW(
@@ -83,6 +89,7 @@ def train(
     totals: dict[str, Tensor] = {}
     for chosen in balanced_batches(patients, steps, settings.patients_per_step, rng):
         batch = packer.pack(chosen, rng, settings.max_patches).to(device)
+        torch.manual_seed(int(rng.integers(2**63)))
         with autocast(settings.precision, device):
             output = model(batch, memory)
         terms = model.loss(_full_precision(output), batch, memory, settings.losses)
@@ -97,6 +104,12 @@ def train(
         for name, value in terms.items():
             totals[name] = totals.get(name, 0.0) + value.detach()
     means = {name: float(value) / steps for name, value in totals.items()}
+    if not all(math.isfinite(value) for value in means.values()):
+        raise UserError(
+            "training-diverged",
+            "Training diverged: the loss is no longer a number. Lower training.learning_rate or training.clip_norm in "
+            "the federation's file, and check the site's features for extreme values.",
+        )
     return TrainReport(steps, time.perf_counter() - started, means, optimiser.state_dict())
 
 
@@ -114,7 +127,10 @@ def embed(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Scores of n patients: labels (n,), probabilities (n, C), log loss (n,), mean effective patches per bag."""
+    """Scores of n patients: labels (n,), probabilities (n, C), log loss (n,), mean effective patches per bag.
+
+    A patient without a label has ``NO_LABEL`` and no loss (NaN).
+    """
 
     ids: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -130,22 +146,22 @@ class Prediction:
 def predict(
     model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device
 ) -> Prediction:
-    """Score labelled patients (fp32, no dropout)."""
-    labels, logits, effective, packs = [], [], 0.0, 0
+    """Score patients, labelled or not (fp32, no dropout)."""
+    labels, logits, effective = [], [], 0.0
     for _, batch, output in embed(model, memory, packer, patients, device):
         labels.append(batch.labels.cpu())
         logits.append(output.logits.double().cpu())
-        effective += float(effective_patches(output.attention, batch.bag, batch.patients))
-        packs += 1
+        effective += batch.patients * float(effective_patches(output.attention, batch.bag, batch.patients))
     classes = model.shape.classes
     truth = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)
     scores = torch.cat(logits) if logits else torch.zeros(0, classes, dtype=torch.float64)
+    loss = F.cross_entropy(scores, truth, ignore_index=NO_LABEL, reduction="none")
     return Prediction(
         ids=tuple(patient.id for patient in patients),
         labels=truth.numpy(),
         probabilities=torch.softmax(scores, dim=1).numpy(),
-        loss=F.cross_entropy(scores, truth, reduction="none").numpy(),
-        effective_patches=effective / packs if packs else 0.0,
+        loss=torch.where(truth == NO_LABEL, torch.nan, loss).numpy(),
+        effective_patches=effective / max(len(patients), 1),
     )
 
 
@@ -164,9 +180,10 @@ def _packs(packer: Packer, patients: Sequence[Patient]) -> Iterator[list[Patient
 
 
 def _branches(model: Model) -> dict[str, list[torch.nn.Parameter]]:
+    """Parameters by branch; trainable slots, which both branches reach, are a branch of their own."""
     found: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        found.setdefault(branch_of(name), []).append(parameter)
+        found.setdefault("memory" if name == "slots" else branch_of(name), []).append(parameter)
     return found
 
 

@@ -43,7 +43,7 @@ class Packer:
             if max_patches is not None and rng is not None and len(features) > max_patches:
                 features, neighbours = sample_patches(features, neighbours, max_patches, rng)
             bags.append((features, neighbours))
-        labels = [0 if patient.label is None else patient.label for patient in patients]
+        labels = [patient.label for patient in patients]
         genes = [self.genes(patient) for patient in patients]
         return pack(bags, labels, genes, None if self.mean is None else len(self.mean))
 
@@ -62,8 +62,15 @@ def balanced_batches(
 def sample_patches(
     features: NDArray[np.float32], neighbours: NDArray[np.int32], count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """A random ``count`` of a bag's patches, in their order; neighbours outside the sample become -1."""
-    kept = np.sort(rng.choice(len(features), size=count, replace=False))
+    """A random ``count`` of a bag's patches, in their order; neighbours outside the sample become -1.
+
+    Patches are taken as whole neighbourhoods of random centres: of patches taken one by one, most would lose all
+    their neighbours, and the graph layers would be trained on another kind of graph than they are used on.
+    """
+    reached = neighbours[rng.permutation(len(features))[:count]].ravel()
+    reached = reached[reached >= 0]
+    first = np.unique(reached, return_index=True)[1]  # a centre reaches itself, so there are at least ``count``
+    kept = np.sort(reached[np.sort(first)[:count]])
     place = np.full(len(features) + 1, -1, np.int32)  # the last entry answers for the index -1
     place[kept] = np.arange(count, dtype=np.int32)
     return features[kept], place[neighbours[kept]]

@@ -152,7 +152,7 @@ def test_modalities_that_cancel_leave_the_slot() -> None:
 def test_histology_only_sites_do_not_drown_genomics(sites: int, seed: int, genomic_weight: float) -> None:
     """However many histology-only sites agree on one direction, the genomic one keeps its whole weight."""
     random = np.random.default_rng(seed)
-    each = random.uniform(1.0, 30.0, size=sites)  # histology-only sites send sums of different lengths, one way
+    each = random.uniform(4.0, 30.0, size=sites)  # histology-only sites send sums of different lengths, one way
     sums = {"histology": each.sum() * E2, "genomics": 4.0 * E3}
     new, _ = one_slot(E1, sums, {"histology": each.sum(), "genomics": 4.0}, genomic_weight=genomic_weight)
     assert new[2] / new[1] == pytest.approx(genomic_weight / (1 - genomic_weight), rel=1e-4)

@@ -1,0 +1,93 @@
+"""The coordinator's process: Flower's server side, the run, and its report."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+import time
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from momkd_fl.config.base import secret
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.errors import UserError
+from momkd_fl.federation.coordinator import Coordinator, Outcome
+from momkd_fl.federation.flower import FleetGrid, FleetServer
+from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
+from momkd_fl.federation.rounds import Traffic
+from momkd_fl.federation.watch import Watch, open_watch
+from momkd_fl.security.pki import public_key_of
+
+MB = 1 << 20
+
+
+def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, plain: bool | None) -> Outcome | None:
+    """Serve one run to its end and write the report; None when it was stopped (it can go on later).
+
+    Raises
+    ------
+    UserError
+        For what is missing in the configuration, for certificates and the port, and for a run that cannot go on.
+    """
+    if config.tls is None:
+        raise UserError("config-value", f"Federation '{config.name}': 'tls' is missing; momkd-server needs it.")
+    started = time.monotonic()
+    keys = {}
+    for site, member in config.members.items():
+        if member.certificate is None:
+            raise UserError(
+                "config-value", f"members.{site}: 'certificate' is missing; momkd-server lets in listed keys only."
+            )
+        keys[site] = public_key_of(member.certificate)
+    server = FleetServer(
+        host=config.listen.host,
+        port=config.listen.port,
+        ca=config.tls.ca,
+        certificate=config.tls.certificate,
+        private_key=config.tls.private_key,
+        passphrase=secret(config.tls.passphrase_env, "the server's private key's passphrase"),
+        sites=keys,
+        max_message_bytes=config.listen.max_message_mb * MB,
+    )
+    watch = open_watch(config, plain=plain)
+    with watch.progress, watch.log, watch.metrics, server:
+        watch.say(f"Listening at port {server.port} for {len(keys)} sites.", "listening", port=server.port)
+        outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh)
+        if outcome is None:
+            watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")
+            return None
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        where = Circumstances("federation", time.monotonic() - started, peak_mb)
+        page = write_outcome(results_of(config, outcome, where), config.output_dir)
+        watch.say(f"Report: {page}", "finished", seconds=round(time.monotonic() - started, 1))
+    return outcome
+
+
+def traffic_of(grid: FleetGrid) -> Traffic:
+    """Bytes (sent, received) by site so far."""
+    return lambda: {site: (one.sent, one.received) for site, one in grid.stats.traffic.items()}
+
+
+def _coordinate(
+    config: FederationConfig, grid: FleetGrid, watch: Watch, stop: threading.Event, *, fresh: bool
+) -> Outcome | None:
+    """The run as a Flower ServerApp in this thread; a watcher turns ``stop`` into the grid's own stop."""
+    outcome: list[Outcome | None] = [None]
+    app = ServerApp()
+
+    @app.main()
+    def main(fleet: Grid, context: Context) -> None:
+        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh).run()
+
+    def pass_on() -> None:
+        stop.wait()
+        grid.stop()
+
+    threading.Thread(target=pass_on, name="stop", daemon=True).start()
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    previous = signal.getsignal(signal.SIGTERM)
+    app(grid=grid, context=context)
+    signal.signal(signal.SIGTERM, previous)
+    return outcome[0]
