@@ -75,8 +75,7 @@ def ask_all(
     for reply in grid.send_and_receive(outgoing, timeout=timeout_s):
         site = grid.sites[reply.metadata.src_node_id]
         if reply.has_error():
-            known = reply.error.code == messages.SITE_ERROR
-            answers.refusals[site] = reply.error.reason if known else "transport"
+            answers.refusals[site] = messages.site_code(reply)
             answers.sentences[site] = f"site {site} could not answer '{kind.name}' ({answers.refusals[site]})."
             continue
         try:

@@ -25,7 +25,7 @@ import secrets
 import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -80,7 +80,6 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from google.protobuf.message import DecodeError
 
 from momkd_fl.errors import UserError
 from momkd_fl.federation.grid import FleetGrid, Known
@@ -193,29 +192,32 @@ class _Links(InMemoryLinkState):
 
     # What the grid asks
 
-    def put(self, message: Message, known: Known) -> str:
-        """Store a message for its site; returns its id, the question."""
+    def put(self, messages: Sequence[Message], known: Known) -> list[str]:
+        """Store messages for their sites; returns their ids, the questions. What they share is hashed once."""
+        with no_object_id_recompute():
+            questions = [self._put(message, known) for message in messages]
+        self.ring()
+        return questions
+
+    def _put(self, message: Message, known: Known) -> str:
         metadata = message.metadata
-        node = metadata.dst_node_id
         packed = Message(
             pack(message.content, salted=False, known=known),
-            node,
+            metadata.dst_node_id,
             metadata.message_type,
             ttl=metadata.ttl,
             group_id=metadata.group_id,
         )
-        with no_object_id_recompute():
-            question: str = packed.object_id
-            packed.metadata.__dict__["_message_id"] = question
-            tree, objects = get_object_tree(packed), get_all_nested_objects(packed)
-            with self.lock:
-                ok, missing = super().store_message_and_object_tree(remove_content_from_message(packed), tree, "")
-                if not ok:
-                    raise RuntimeError(f"Flower refused a message to node {node}")
-                for each in missing:
-                    self.object_store.put(each, objects[each].deflate())
-                self.readable.setdefault(node, {})[question] = frozenset(objects)
-        self.ring()
+        question: str = packed.object_id
+        packed.metadata.__dict__["_message_id"] = question
+        tree, objects = get_object_tree(packed), get_all_nested_objects(packed)
+        with self.lock:
+            ok, missing = super().store_message_and_object_tree(remove_content_from_message(packed), tree, "")
+            if not ok:
+                raise RuntimeError(f"Flower refused a message to node {metadata.dst_node_id}")
+            for each in missing:
+                self.object_store.put(each, objects[each].deflate())
+            self.readable.setdefault(metadata.dst_node_id, {})[question] = frozenset(objects)
         return question
 
     def take(self, question: str) -> Message | None:
@@ -484,10 +486,10 @@ class _Fleet:
             authenticate_node(
                 SimpleNamespace(headers=headers, app=self._application, state=SimpleNamespace(protobuf_request=request))
             )
-        except DecodeError:
-            return request, (400, "not-protobuf")
         except HTTPException as problem:
             return request, (problem.status_code, "not-authenticated")
+        except Exception:  # protobuf's own errors have no typed module
+            return request, (400, "not-protobuf")
         return request, self._verdict(request)
 
     def _handle(self, path: str, request: Any) -> tuple[int, Any]:

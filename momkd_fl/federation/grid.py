@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,8 +26,8 @@ class Links(Protocol):
 
     changed: threading.Condition
 
-    def put(self, message: Message, known: Known) -> str:
-        """Store a message for its site; returns the question."""
+    def put(self, messages: Sequence[Message], known: Known) -> list[str]:
+        """Store messages for their sites; returns the questions."""
         ...
 
     def take(self, question: str) -> Message | None:
@@ -137,8 +137,7 @@ class FleetGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send; the ids serve :meth:`pull_messages`."""
-        messages, known = list(messages), Known()
-        return [self._links.put(message, known) for message in messages]
+        return self._links.put(list(messages), Known())
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Complete replies to these messages; each is given out once."""
@@ -164,9 +163,8 @@ class FleetGrid(Grid):
         deadline = None if timeout is None else time.monotonic() + timeout
         pending: dict[str, _Question] = {}
         try:
-            for message in messages:
-                session = self._links.session_of(message.metadata.dst_node_id)
-                pending[self._links.put(message, known)] = _Question(message, session)
+            asked = [_Question(each, self._links.session_of(each.metadata.dst_node_id)) for each in messages]
+            pending.update(zip(self._links.put(messages, known), asked, strict=True))
             while pending and self._wait(pending, deadline):
                 self._send_again(pending, known)
                 for question in list(pending):
@@ -204,5 +202,5 @@ class FleetGrid(Grid):
             if links.confirmed(question) and not links.settled(question):
                 links.withdraw(question)
                 del pending[question]
-                pending[links.put(asked.message, known)] = asked
+                pending[links.put([asked.message], known)[0]] = asked
                 self.stats.resent += 1

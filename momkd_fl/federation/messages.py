@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -37,16 +38,18 @@ SHARED_SECTIONS = ("name", "task", "classes", "encoder", "model", "memory", "los
 
 BODY_BYTES_MAX = 1 << 20
 ARRAYS_BYTES_MAX = 1 << 30
+DIMENSIONS_MAX = 8
 SITE_ERROR = 100
 """Flower error code of a site's refusal; its reason is a stable error code of ours and nothing else."""
 
+_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 Arrays = dict[str, dict[str, NDArray[np.float32]]]
 
 
 class Body(BaseModel):
     """The JSON part of a message: exact fields, exact types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Hello(Body):
@@ -204,6 +207,13 @@ def refuse(request: Message, code: str) -> Message:
     return Message(Error(code=SITE_ERROR, reason=code[:64]), reply_to=request)
 
 
+def site_code(reply: Message) -> str:
+    """The stable code of a site's refusal; what is no such code came from the transport or is not believed."""
+    reason = reply.error.reason
+    known = reply.error.code == SITE_ERROR and isinstance(reason, str) and _CODE.fullmatch(reason) is not None
+    return str(reason) if known else "transport"
+
+
 def open_request(message: Message, kind: Kind[RequestT, ReplyT]) -> Parcel[RequestT]:
     """Open and check what the coordinator sent (raises UserError ``message-schema`` or ``message-version``)."""
     return _open(message, kind.name, kind.request, kind.request_groups, "the coordinator")
@@ -234,7 +244,7 @@ def _seal(kind: str, body: Body, run: str, round: int, arrays: Arrays) -> Record
     records: dict[str, Any] = {"envelope": envelope}
     for group, members in arrays.items():
         records[group] = ArrayRecord(
-            {name: Array(np.ascontiguousarray(value, dtype=np.float32)) for name, value in members.items()}
+            {name: Array(np.asarray(value, dtype=np.float32, order="C")) for name, value in members.items()}
         )
     return RecordDict(records)
 
@@ -254,7 +264,7 @@ def _open(message: Message, kind: str, model: type[ReplyT], groups: frozenset[st
     run, number, text = envelope.get("run"), envelope.get("round"), envelope.get("body")
     if not (isinstance(run, str) and isinstance(number, int) and isinstance(text, str)):
         raise UserError("message-schema", f"{sender}: envelope of {kind} lacks run, round or body.")
-    if len(text) > BODY_BYTES_MAX:
+    if len(text.encode()) > BODY_BYTES_MAX:
         raise UserError("message-schema", f"{sender}: body of {kind} is larger than {BODY_BYTES_MAX} bytes.")
     try:
         body = model.model_validate_json(text)
@@ -291,7 +301,9 @@ def _decode(array: Array, where: str) -> NDArray[np.float32]:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except Exception:  # whatever a malformed header raises, it is the sender's fault
         raise UserError("message-schema", f"{where} cannot be decoded; message dropped.") from None
-    count, offset = math.prod(shape), stream.tell()
+    offset = stream.tell()
+    plain = all(type(size) is int and 0 <= size <= ARRAYS_BYTES_MAX for size in shape) and len(shape) <= DIMENSIONS_MAX
+    count = math.prod(shape) if plain else -1
     if dtype != np.float32 or fortran or tuple(array.shape) != shape or len(array.data) - offset != 4 * count:
         raise UserError("message-schema", f"{where} is not float32 of its declared shape; message dropped.")
     value = np.frombuffer(array.data, dtype=np.float32, count=count, offset=offset).reshape(shape)

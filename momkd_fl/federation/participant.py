@@ -188,6 +188,12 @@ class Participant:
         report = _timed(
             seconds, "train", lambda: train(work.model, memory, work.packer, patients, settings, seed, work.optimiser)
         )
+        if not all(np.isfinite(value) for value in report.losses.values()):
+            raise UserError(
+                "training-diverged",
+                f"Round {request.round}: the training loss is not finite, so nothing is sent. Ask the coordinator for "
+                "a smaller training.learning_rate.",
+            )
         work.optimiser = report.optimiser
         update = self._difference(work, request.arrays["weights"])
         reply = TrainReply(

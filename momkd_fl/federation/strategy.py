@@ -48,23 +48,16 @@ class Contributions:
 
 
 class MemoryFedAvg(FedAvg):
-    """FedAvg over weight differences, in a stream, with memory statistics beside the weights.
+    """FedAvg over weight differences, in a stream, with memory statistics beside the weights (see :meth:`serve`)."""
 
-    Parameters
-    ----------
-    run : str
-        Identity of the run; replies of another run are refused.
-    site_weights : mapping of str to float
-        Public weight of each site.
-    reply_shapes : callable
-        ``(site) -> {group: {name: shape}}``: what the site's reply must consist of, exactly.
-    quorum : int
-        Fewest replies that make a round.
-    on_reply : callable
-        Called with (site, state) as each reply arrives, for whoever watches.
-    """
+    def __init__(self, **flower: Any) -> None:
+        super().__init__(**flower)
+        self.memory: dict[str, NDArray[np.float32]] = {}
+        self.participants: dict[int, str] = {}
+        self.contributions = Contributions()
+        self._weights: dict[str, NDArray[np.float32]] = {}
 
-    def __init__(
+    def serve(
         self,
         *,
         run: str,
@@ -72,18 +65,25 @@ class MemoryFedAvg(FedAvg):
         reply_shapes: Callable[[str], Mapping[str, Shapes]],
         quorum: int = 1,
         on_reply: Callable[[str, str], None] = lambda site, state: None,
-        **flower: Any,
-    ) -> None:
-        super().__init__(**flower)
-        self.run = run
-        self.site_weights = dict(site_weights)
-        self.reply_shapes = reply_shapes
-        self.quorum = quorum
-        self.on_reply = on_reply
-        self.memory: dict[str, NDArray[np.float32]] = {}
-        self.participants: dict[int, str] = {}
-        self.contributions = Contributions()
-        self._weights: dict[str, NDArray[np.float32]] = {}
+    ) -> MemoryFedAvg:
+        """Take up a run; Flower's constructors pass on only what they know themselves.
+
+        Parameters
+        ----------
+        run : str
+            Identity of the run; replies of another run are refused.
+        site_weights : mapping of str to float
+            Public weight of each site.
+        reply_shapes : callable
+            ``(site) -> {group: {name: shape}}``: what the site's reply must consist of, exactly.
+        quorum : int
+            Fewest replies that make a round.
+        on_reply : callable
+            Called with (site, state) as each reply arrives, for whoever watches.
+        """
+        self.run, self.site_weights, self.reply_shapes = run, dict(site_weights), reply_shapes
+        self.quorum, self.on_reply = quorum, on_reply
+        return self
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -106,8 +106,8 @@ class MemoryFedAvg(FedAvg):
         shares = dict.fromkeys(totals, 0.0)
         for reply in replies:
             site = self.participants.get(reply.metadata.src_node_id)
-            if site is None:
-                continue
+            if site is None or self.contributions.states[site] != "missing":
+                continue  # not asked, or answered already
             update = self._accept(site, reply, server_round)
             self.on_reply(site, self.contributions.states[site])
             for branch, difference in update.items():
@@ -125,13 +125,14 @@ class MemoryFedAvg(FedAvg):
         """Check one reply whole and add it; an unacceptable one changes nothing but the site's state."""
         seen = self.contributions
         if reply.has_error():
-            code = reply.error.reason if reply.error.code == messages.SITE_ERROR else "transport"
-            seen.states[site] = f"refused:{code}"
+            seen.states[site] = f"refused:{messages.site_code(reply)}"
             return {}
         try:
             parcel = messages.open_reply(reply, TRAIN, site, run=self.run, round=server_round)
-            for group, shapes in self.reply_shapes(site).items():
-                messages.expect_shapes(parcel.arrays.get(group, {}), shapes, f"site {site}: {group}")
+            expected = self.reply_shapes(site)
+            for group in (*expected, *(name for name in parcel.arrays if name not in expected)):
+                arrays = parcel.arrays.get(group, {})
+                messages.expect_shapes(arrays, expected.get(group, {}), f"site {site}: {group}")
         except UserError as mistake:
             seen.states[site] = f"refused:{mistake.code}"
             seen.sentences.append(mistake.sentence)
@@ -155,7 +156,7 @@ class MemoryFedAdam(FedAdam, MemoryFedAvg):
 
 
 def make_strategy(config: StrategyConfig, **ours: Any) -> MemoryFedAvg:
-    """The strategy that the configuration names (``ours``: arguments of :class:`MemoryFedAvg`)."""
+    """The strategy that the configuration names (``ours``: arguments of :meth:`MemoryFedAvg.serve`)."""
     flower: dict[str, Any] = {
         "fraction_train": 1.0,
         "fraction_evaluate": 1.0,
@@ -163,11 +164,14 @@ def make_strategy(config: StrategyConfig, **ours: Any) -> MemoryFedAvg:
         "min_evaluate_nodes": 1,
         "min_available_nodes": 1,
     }
+    strategy: MemoryFedAvg
     if config.name == "fedprox":
-        return MemoryFedProx(proximal_mu=config.proximal_mu, **flower, **ours)
-    if config.name == "fedadam":
-        return MemoryFedAdam(eta=config.server_learning_rate, **flower, **ours)
-    return MemoryFedAvg(**flower, **ours)
+        strategy = MemoryFedProx(proximal_mu=config.proximal_mu, **flower)
+    elif config.name == "fedadam":
+        strategy = MemoryFedAdam(eta=config.server_learning_rate, **flower)
+    else:
+        strategy = MemoryFedAvg(**flower)
+    return strategy.serve(**ours)
 
 
 def optimiser_state(strategy: MemoryFedAvg) -> dict[str, NDArray[np.float64]]:
@@ -184,7 +188,7 @@ def restore_optimiser(strategy: MemoryFedAvg, state: Mapping[str, NDArray[np.flo
     for moment in ("m_t", "v_t"):
         found = {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{moment}.")}
         if found:
-            setattr(strategy, moment, found)
+            setattr(strategy, moment, {name: value.astype(np.float32) for name, value in found.items()})
 
 
 def as_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

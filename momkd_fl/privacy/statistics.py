@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Assignment = Literal["balanced", "soft", "hard"]
 
-SPREAD_SHARE = 0.3
-TEMPERATURE_MIN = 1e-3
+SPREAD_SHARE = 0.2
+TEMPERATURE_MIN = 1e-6
 SINKHORN_ITERATIONS = 30
 
 

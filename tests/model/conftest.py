@@ -37,7 +37,7 @@ def make_shape() -> Callable[..., StudentShape]:
             "anchor_dim": ANCHOR_DIM,
             "dropout": 0.5,
         }
-        return StudentShape(**{**fields, **changes})  # type: ignore[arg-type]
+        return StudentShape(**{**fields, **changes})
 
     return make
 

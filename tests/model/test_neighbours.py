@@ -26,7 +26,7 @@ def case(dtype: torch.dtype, rows: int = 23, k: int = 4, heads: int = 2, width: 
 
 def gradients(function: object, source: Tensor, target: Tensor, attention: Tensor, index: Tensor, grad: Tensor):
     leaves = [value.clone().requires_grad_() for value in (source, target, attention)]
-    out = function(*leaves, index, SLOPE)  # type: ignore[operator]
+    out = function(*leaves, index, SLOPE)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 

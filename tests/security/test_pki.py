@@ -103,6 +103,7 @@ def test_private_keys_are_for_their_owner(consortium: Path) -> None:
     assert [key.name for key in keys] == ["north.key", "ca.key", "server.key"]
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert {stat.S_IMODE(key.parent.stat().st_mode) for key in keys} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in consortium.rglob("*.crt")} == {0o644}
     assert len({load_private_key(key, None).private_numbers().private_value for key in keys}) == 3
     assert private_key_of(*pair(consortium, "north"), None).public_key() == public_key_of(pair(consortium, "north")[0])
 
@@ -131,6 +132,8 @@ def test_party_named_as_the_consortium(tmp_path: Path) -> None:
     create_root(tmp_path / "root", "server")
     issue_server(tmp_path / "server", tmp_path / "root", "server", ["localhost"])
     issue_site(tmp_path / "north", tmp_path / "root", "north")
+    certificate = read(pair(tmp_path, "server")[0])
+    assert certificate.subject != certificate.issuer, "it would look as if it had signed itself"
     server = context(ssl.PROTOCOL_TLS_SERVER, tmp_path, "server")
     handshake(server, context(ssl.PROTOCOL_TLS_CLIENT, tmp_path, "north"), "localhost")
 
