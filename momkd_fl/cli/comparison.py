@@ -24,6 +24,7 @@ from momkd_fl.federation.comparators import (
     collect,
     comparator_arms,
     finished,
+    local_sites,
     random_memory_scores,
     read_predictions,
 )
@@ -66,7 +67,7 @@ def compare_and_report(
         phases={**phases, "comparators": time.monotonic() - began},
     )
     found = dataclasses.replace(seen, origin="synthetic", seconds=seconds, peak_rss_mb=peak_rss_mb())
-    return write_outcome(compared(found, config, scores), out)
+    return write_outcome(compared(found, config, scores, local_sites(comparators, config)), out)
 
 
 def _random_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from momkd_fl.federation.comparators import (
     arm_scores,
     collect,
     comparator_arms,
+    local_sites,
     predictions_path,
     random_memory_scores,
 )
@@ -38,6 +40,9 @@ def run_simulation(
     shelf = Shelf(sites, device_of(next(iter(sites.values()))))
     arm = Arm("federated", "federated", trainers)
     folder = config.output_dir
+    base = folder / "comparators"
+    if fresh:
+        shutil.rmtree(base, ignore_errors=True)  # what an earlier configuration left must not be compared with
     watch = open_watch(config, plain=plain)
     with watch.progress, watch.log, watch.metrics:
         participants = {name: shelf.participant(name, arm, m.role, folder) for name, m in config.members.items()}
@@ -45,7 +50,6 @@ def run_simulation(
     if outcome is None:
         return None
     seconds = {"federated": time.monotonic() - started}
-    base = folder / "comparators"
     if comparators and tested:
         random_memory_scores(config, outcome.state, shelf, base / "random_memory", tested)
         files = {name: member.config for name, member in config.members.items() if member.config is not None}
@@ -71,5 +75,5 @@ def report(
     results = results_of(config, outcome, Circumstances("simulation", run_seconds, peak_mb, phases=phases))
     if tested and all(predictions_path(folder, site).exists() for site in tested):
         scores: dict[Method, Models] = {"federated": arm_scores(folder, tested), **collect(base, config)}
-        results = compared(results, config, scores)
+        results = compared(results, config, scores, local_sites(base, config))
     return write_outcome(results, folder)

@@ -152,6 +152,7 @@ class MemoryHealth:
     effective_slots: Number | None
     moved_share: Share | None = None
     effective_patches: Number | None = None
+    slot_cosine: Number | None = None
 
 
 @dataclass(frozen=True)

@@ -171,14 +171,16 @@ def collect(base: Path, config: FederationConfig) -> dict[Method, Models]:
     for name in names:
         if finished(base / name, config):
             found[name] = arm_scores(base / name, tested)
-    local = [
-        arm_scores(base / arm.name, tested)
-        for arm in comparator_arms(config)
-        if arm.kind == "local" and finished(base / arm.name, config)
-    ]
+    local = [arm_scores(base / f"local-{site}", tested) for site in local_sites(base, config)]
     if local:
         found["local_median"] = local
     return found
+
+
+def local_sites(base: Path, config: FederationConfig) -> list[str]:
+    """The sites whose local models :func:`collect` found, in its order."""
+    arms = [arm for arm in comparator_arms(config) if arm.kind == "local" and finished(base / arm.name, config)]
+    return [arm.sites[0] for arm in arms]
 
 
 def _unsaid(sentence: str) -> None:

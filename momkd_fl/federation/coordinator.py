@@ -30,6 +30,8 @@ from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
 
 FAREWELL_S = 30.0
+REJOIN_S = 60.0
+"""How long a restarted coordinator waits for all the sites it knew, before it goes on with a quorum."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ class Coordinator:
         """The whole run; None when the person stopped it (the checkpoint allows going on)."""
         state = self._resumed()
         admitted = set(state.members) if state else set()
-        if state is None:
-            self._gather()
+        if state is not None:
+            self._gather(set(state.members), min(self.config.rounds.gather_s, REJOIN_S))
+        else:
+            self._gather(set(self.config.members), self.config.rounds.gather_s)
             if self.stop.is_set():
                 return None
             state, admitted = self._begin()
@@ -120,9 +124,8 @@ class Coordinator:
         self.watch.say(sentence, "resumed", round=state.round, resumed=True)
         return state
 
-    def _gather(self) -> None:
-        """Wait for every listed site, then after ``rounds.gather_s`` for a quorum only; say so meanwhile."""
-        listed = set(self.config.members)
+    def _gather(self, listed: set[str], limit_s: float) -> None:
+        """Wait for every listed site, and after ``limit_s`` seconds for a quorum only; say so meanwhile."""
         trainers = {site for site, member in self.config.members.items() if member.role == "train"}
         started, said = time.monotonic(), 0.0
         with self.watch.phase("gather"):
@@ -134,7 +137,7 @@ class Coordinator:
                 waited = time.monotonic() - started
                 if online >= listed:
                     return
-                if waited > self.config.rounds.gather_s and len(online & trainers) >= self.config.rounds.quorum:
+                if waited > limit_s and len(online & trainers) >= self.config.rounds.quorum:
                     return
                 if waited >= said:
                     said = waited + 15.0

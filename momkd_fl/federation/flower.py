@@ -113,12 +113,13 @@ HEARTBEAT_S = 10.0
 """The shortest that Flower allows; a silent session lapses after twice that."""
 HOLD_S = 2.0
 """A question for messages is held so long before it is answered with none."""
-REPLIES_AT_ONCE = 4
-"""Replies that may be in the server's memory at a time; other sites wait with theirs."""
-ROOM_S, STALLED_S = 5.0, 30.0
-"""A site with a reply is kept waiting so long at a time; an upload without progress so long counts no more."""
-TURNS, TURN_PATIENCE_S = 3, 1.0
-"""Objects that move at a time; a slow line is not waited for longer than this."""
+REPLIES_AT_ONCE, REPLIES_MAX = 4, 16
+"""Replies that come in, or wait to be taken, at a time: while the lines are quick, and at most."""
+ROOM_S, QUICK_S, STALLED_S = 5.0, 5.0, 30.0
+"""A site with a reply is kept waiting so long before it asks again; so long a line is taken for quick; without
+progress so long, an upload no longer keeps others waiting."""
+TURNS, TURN_S = 3, 1.0
+"""Objects that move at a time, and how long one may keep others waiting."""
 UNUSABLE_REPLY = 101
 """Flower error code of a reply that the server dropped; its reason is a stable code."""
 
@@ -148,6 +149,7 @@ class _Upload:
     objects: tuple[str, ...]
     missing: set[str]
     bytes: int = 0
+    began: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
 
     @property
@@ -359,8 +361,12 @@ class _Links(InMemoryLinkState):
         """Whether a reply may begin to come in."""
         now = time.monotonic()
         with self.lock:
-            held = len(self.complete) + sum(now - each.moved < STALLED_S for each in self.uploads.values())
-            return held < REPLIES_AT_ONCE or question in self.uploads or question in self.complete
+            if question in self.uploads or question in self.complete:
+                return True
+            moving = [each for each in self.uploads.values() if now - each.moved < STALLED_S]
+            quick = sum(now - each.began < QUICK_S for each in moving)
+            held = len(self.complete)
+            return held + quick < REPLIES_AT_ONCE and held + len(moving) < REPLIES_MAX
 
     def upload_of(self, node: int, session_id: str) -> _Upload | None:
         """The upload that a site may add to under this session."""
@@ -452,15 +458,20 @@ class _Fleet:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        try:
-            await asyncio.wait_for(self._turns.acquire(), TURN_PATIENCE_S)
-        except TimeoutError:
-            yield
-            return
+        await self._turns.acquire()
+        ended = [False]
+
+        def end() -> None:
+            if not ended[0]:
+                ended[0] = True
+                self._turns.release()
+
+        timer = asyncio.get_running_loop().call_later(TURN_S, end)  # a slow line goes on, but not in others' way
         try:
             yield
         finally:
-            self._turns.release()
+            timer.cancel()
+            end()
 
     async def _until(self, ready: Callable[[], bool], hold_s: float) -> bool:
         loop = asyncio.get_running_loop()

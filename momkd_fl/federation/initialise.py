@@ -111,11 +111,11 @@ def genomic_space(start: Start, genes: int) -> dict[str, NDArray[np.float32]]:
     second = ask("moments", arrays={"space": sent}, shapes={"n": (1,), "sum": (genes,), "outer": (genes, genes)})
     moment = second["outer"] / max(float(second["n"][0]), 1.0)
     values, vectors = np.linalg.eigh(moment)
-    keep = min(start.config.memory.anchor_dim, genes, max(int((values > SD_FLOOR).sum()), 1))
+    keep = min(start.config.memory.anchor_dim, genes)
     order = np.argsort(values)[::-1][:keep]
     axes = vectors[:, order].T
     axes = axes * np.sign(axes[np.arange(keep), np.abs(axes).argmax(axis=1)])[:, None]  # one sign on any machine
-    sd = np.sqrt(np.maximum(values[order], SD_FLOOR))
+    sd = np.sqrt(np.maximum(values[order], SD_FLOOR * max(float(values[order[0]]), SD_FLOOR)))
     return {**sent, "axes": axes.astype(np.float32), "sd": sd.astype(np.float32)}
 
 

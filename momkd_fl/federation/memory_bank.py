@@ -23,12 +23,14 @@ class Movement:
     """How one update moved the memory.
 
     ``slot_movement_rad`` is the mean angle between old and new slots, ``moved_share`` the share of slots that any
-    modality moved, ``effective_slots`` exp of the entropy of the summed histology counts, mean over classes.
+    modality moved, ``effective_slots`` exp of the entropy of the summed histology counts, mean over classes, and
+    ``slot_cosine`` the mean cosine between slots of one class: near 1, they have collapsed, whatever the counts say.
     """
 
     slot_movement_rad: float
     moved_share: float
     effective_slots: float
+    slot_cosine: float
 
 
 def move_slots(
@@ -65,8 +67,19 @@ def move_slots(
     length = np.linalg.norm(mixed, axis=-1, keepdims=True)
     new = np.where(moved[..., None] & (length > 1e-6), mixed / np.maximum(length, 1e-6), slots).astype(np.float32)
     cosine = np.clip(np.sum(new.astype(np.float64) * slots, axis=-1), -1.0, 1.0)
-    movement = Movement(float(np.arccos(cosine).mean()), float(moved.mean()), effective_slots(counts["histology"]))
+    movement = Movement(
+        float(np.arccos(cosine).mean()), float(moved.mean()), effective_slots(counts["histology"]), slot_cosine(new)
+    )
     return new, movement
+
+
+def slot_cosine(slots: NDArray[np.float32]) -> float:
+    """Mean cosine between different slots of one class; 0 where a class has one slot."""
+    _, per_class, _ = slots.shape
+    if per_class < 2:
+        return 0.0
+    gram = slots @ slots.transpose(0, 2, 1)
+    return float((gram.sum(axis=(1, 2)) - per_class).mean() / (per_class * (per_class - 1)))
 
 
 def effective_slots(counts: NDArray[np.float64]) -> float:

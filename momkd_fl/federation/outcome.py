@@ -92,12 +92,15 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
     return replace(compared(results, config, binned), curves=_binned_curves(task, outcome))
 
 
-def compared(results: Results, config: FederationConfig, scores: Mapping[Method, Models]) -> Results:
+def compared(
+    results: Results, config: FederationConfig, scores: Mapping[Method, Models], local: Sequence[str] = ()
+) -> Results:
     """The results with every method's held-out figures, differences, operating points and curves.
 
     Parameters
     ----------
     scores : mapping of method to its uncalibrated predictions for the same held-out patients
+    local : the sites whose own models make up ``local_median``, in its order
     """
     task, seed = config.task, config.seed
     chosen = results.selection[task]
@@ -111,7 +114,7 @@ def compared(results: Results, config: FederationConfig, scores: Mapping[Method,
         held_out={method: {task: held_out(models, seed=seed)} for method, models in scores.items()},
         differences=differences({task: scores}, [pair for pair in PAIRS if set(pair) <= set(scores)], seed=seed),
         operating=_operating(task, calibrated.get("federated"), chosen.threshold, seed),
-        local_models=_local_models(task, scores),
+        local_models=_local_models(task, scores, local),
     )
     return with_curves(renewed, {task: calibrated})
 
@@ -184,7 +187,11 @@ def _round(record: RoundRecord) -> Round:
         validation_auroc=record.auroc,
         validation_loss=record.loss,
         memory=MemoryHealth(
-            record.slot_movement_rad, record.effective_slots, record.moved_share, record.effective_patches
+            record.slot_movement_rad,
+            record.effective_slots,
+            record.moved_share,
+            record.effective_patches,
+            record.slot_cosine,
         ),
         seconds_by_phase=record.seconds_by_phase,
     )
@@ -209,14 +216,14 @@ def _operating(task: str, federated: Models | None, threshold: float | None, see
     ]
 
 
-def _local_models(task: str, found: Mapping[Method, Models]) -> dict[str, dict[str, Estimate]]:
+def _local_models(task: str, found: Mapping[Method, Models], sites: Sequence[str]) -> dict[str, dict[str, Estimate]]:
     models = found.get("local_median")
     if models is None or isinstance(models, Scores):
         return {}
     areas = {}
-    for number, model in enumerate(models):
+    for site, model in zip(sites, models, strict=False):
         value = auroc(model.labels, model.probabilities)
-        areas[f"model {number + 1}"] = Estimate.not_estimable("too few patients") if value is None else Estimate(value)
+        areas[site] = Estimate.not_estimable("too few patients") if value is None else Estimate(value)
     return {task: areas}
 
 

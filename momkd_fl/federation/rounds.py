@@ -79,13 +79,17 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
     strategy.memory = state.memory
     strategy.participants = {course.grid.node_of(site): site for site in sorted(participants)}
     outgoing = strategy.configure_train(number, as_record(state.weights), ConfigRecord(), course.grid)
+    absent = _trainers(course.config) - participants
     for site in participants:
         course.watch.site(site, "working")
+    for site in absent & set(state.members):
+        course.watch.site(site, "missing")
     with course.watch.phase("train"):
         replies = course.grid.send_and_receive(outgoing, timeout=rounds.deadline_s)
         record, _ = strategy.aggregate_train(number, replies)
     seen = strategy.contributions
     _report_absent(course, seen)
+    seen.states |= dict.fromkeys(absent, "missing")
     if record is None or course.stop.is_set():
         if not course.stop.is_set():
             course.watch.metrics.round_ended("below_quorum")
@@ -117,7 +121,7 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
 
 def wait_for_quorum(course: Course, number: int) -> set[str]:
     """Training sites that are online and admitted, once they are a quorum; says so while it waits."""
-    trainers = {site for site, member in course.config.members.items() if member.role == "train"}
+    trainers = _trainers(course.config)
     started, said = time.monotonic(), 0.0
     while not course.stop.is_set():
         online = course.grid.online() & trainers
@@ -152,11 +156,15 @@ def balanced_loss(loss_sums: np.ndarray, scores: Arrays) -> float | None:
     return float((loss_sums / counts).mean()) if (counts > 0).all() else None
 
 
+def _trainers(config: FederationConfig) -> set[str]:
+    return {site for site, member in config.members.items() if member.role == "train"}
+
+
 def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> tuple[Arrays, Movement]:
     sums = {name.removeprefix("sums."): value for name, value in seen.statistics.items() if name.startswith("sums.")}
     counts = {name.removeprefix("counts."): v for name, v in seen.statistics.items() if name.startswith("counts.")}
     if "slots" not in state.memory or not sums:
-        return state.memory, Movement(0.0, 0.0, 0.0)
+        return state.memory, Movement(0.0, 0.0, 0.0, 0.0)
     memory = config.memory
     frozen = memory.mode in ("frozen", "gradient")
     slots, movement = move_slots(
@@ -222,6 +230,7 @@ def _record(
         slot_movement_rad=movement.slot_movement_rad,
         moved_share=movement.moved_share,
         effective_slots=movement.effective_slots,
+        slot_cosine=movement.slot_cosine,
         effective_patches=mean([b.monitors for b in bodies], "effective_patches"),
         losses={name: value for name, value in losses.items() if value is not None},
     )

@@ -37,6 +37,7 @@ class RoundRecord:
     slot_movement_rad: float
     moved_share: float
     effective_slots: float
+    slot_cosine: float
     effective_patches: float | None
     losses: dict[str, float]
 

@@ -60,7 +60,8 @@ class PeerCertificateProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         tls = self.transport.get_extra_info("ssl_object")
-        self.scope.update({PEER: tls.getpeercert(binary_form=True) if tls else None})  # type: ignore[typeddict-item]
+        scope: Any = self.scope  # uvicorn's own type is closed to what servers add
+        scope[PEER] = tls.getpeercert(binary_form=True) if tls else None
 
 
 @dataclass

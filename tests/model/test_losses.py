@@ -71,3 +71,11 @@ def test_the_smooth_maximum_lies_between_the_maximum_and_its_bound(seed: int, pe
     phi = smooth_maximum(vectors, slots)
     assert (phi >= largest - 1e-5).all()
     assert (phi <= largest + math.log(per_class) / 5 + 1e-5).all()
+
+
+def test_the_matching_target_is_a_constant() -> None:
+    student, genome = unit(4, 5, seed=1).requires_grad_(), unit(4, 5, seed=2).requires_grad_()
+    losses.slot_matching(student, genome, unit(2, 3, 5), 0.1).backward()
+    assert genome.grad is None
+    assert student.grad is not None
+    assert student.grad.any()

@@ -1,0 +1,34 @@
+"""``python -m benchmarks [NAME]``: run one measuring command, or all of them, one JSON line a figure."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {
+    "demo": "make demo on a bare clone: seconds of installation and run, peak memory",
+    "empty_round": "an empty round over TLS: seconds, bytes, server CPU and memory",
+    "leave_one_site_out": "AUROC on sites that never trained, with comparators (long)",
+    "crc": "real colorectal features and labels, two sites, both ways",
+}
+
+
+def main() -> int:
+    """Entry point; exit status 1 if any figure misses its target, 2 for an unknown name."""
+    asked = [argument for argument in sys.argv[1:2] if not argument.startswith("-")]
+    if asked and asked[0] not in NAMES:
+        print(f"There is no benchmark '{asked[0]}'. There are:", file=sys.stderr)
+        for name, meaning in NAMES.items():
+            print(f"  {name:20} {meaning}", file=sys.stderr)
+        return 2
+    rest = sys.argv[1 + len(asked) :]
+    status = 0
+    for name in asked or NAMES:
+        print(f"== {name}: {NAMES[name]}", file=sys.stderr, flush=True)
+        sys.argv = [f"benchmarks {name}", *(rest if asked else [])]
+        status = max(status, importlib.import_module(f"benchmarks.{name}").main())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The coordinator's own logic, over sites in this process: who is in, quorum, late joiners, resume, selection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from momkd_fl.errors import UserError
+from momkd_fl.federation import state as states
+from momkd_fl.federation.coordinator import Coordinator, Outcome, config_digest
+from momkd_fl.federation.messages import Parcel, Plan, PlanReply
+from momkd_fl.federation.participant import Participant
+from momkd_fl.federation.watch import Watch, unwatched
+
+MEMBERS = {"ash": "train", "birch": "train", "cedar": "train", "holly": "evaluate"}
+ROUNDS = {"count": 3, "quorum": 2, "deadline_s": 5.0, "gather_s": 0.01}
+
+
+def run(consortium: Any, grid: Any, stop: threading.Event, watch: Watch | None = None, **how: Any) -> Outcome | None:
+    watch = watch or unwatched(consortium.config)
+    return Coordinator(consortium.config, grid, watch, stop, lambda: {}, **how).run()
+
+
+def test_a_run_has_every_round_once_and_selects_and_tests_one_model(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert [record.round for record in outcome.state.history] == [1, 2, 3]
+    assert all(set(record.states.values()) == {"trained"} for record in outcome.state.history)
+    assert set(outcome.evaluations["validation"]) == {"ash", "birch", "cedar"}
+    assert set(outcome.evaluations["test"]) == {"holly"}
+    assert outcome.failures == []
+    losses = [record.loss for record in outcome.state.history]
+    assert outcome.chosen.best.loss <= min(loss for loss in losses if loss is not None)
+
+
+def test_a_site_that_evaluates_is_never_asked_to_train_or_to_count(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    run(consortium, grid, stop)
+    kinds = {kind for kind, _, site in grid.delivered if site == "holly"}
+    assert kinds <= {"hello", "plan", "evaluate", "finish"}
+    assert "train" in {kind for kind, _, site in grid.delivered if site == "ash"}
+
+
+def test_a_site_that_misses_the_deadline_is_recorded_and_the_round_goes_on(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    grid.answers = lambda kind, number, site: (kind, number, site) != ("train", 2, "birch")
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    by_round = [record.states["birch"] for record in outcome.state.history]
+    assert by_round == ["trained", "missing", "trained"]
+    assert outcome.state.history[1].states["ash"] == "trained"
+
+
+def test_a_site_that_is_offline_when_a_round_starts_is_recorded_as_missing(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    grid.present = lambda number, site: (number, site) != (2, "birch")
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert [record.states["birch"] for record in outcome.state.history] == ["trained", "missing", "trained"]
+    assert ("train", 2, "birch") not in grid.delivered
+
+
+def test_below_quorum_nothing_changes_and_the_round_is_repeated(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds={**ROUNDS, "quorum": 3, "count": 2})
+    grid, lost = consortium.grid(), []
+    saved: list[states.ServerState] = []
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("train", 2, "birch") and not lost:
+            lost.append(site)
+            saved.append(states.load(consortium.config.output_dir / "checkpoint.safetensors"))
+            return False
+        return True
+
+    grid.answers = answers
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert lost == ["birch"]
+    assert [record.round for record in outcome.state.history] == [1, 2]
+    assert set(outcome.state.history[1].states.values()) == {"trained"}
+    assert sum((kind, number) == ("train", 2) for kind, number, _ in grid.delivered) == 2 + 3
+
+    undisturbed = in_process(MEMBERS, root=consortium.config.output_dir.parent / "twin", rounds={**ROUNDS, "count": 1})
+    twin = run(undisturbed, undisturbed.grid(), threading.Event())
+    assert twin is not None
+    assert saved[0].round == 1
+    for branch, value in twin.state.weights.items():
+        np.testing.assert_array_equal(saved[0].weights[branch], value)
+
+
+def test_a_late_joiner_is_greeted_told_the_space_and_trains(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    grid.present = lambda number, site: site != "cedar" or number >= 2
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert [record.states["cedar"] for record in outcome.state.history] == ["missing", "trained", "trained"]
+    order = [kind for kind, _, site in grid.delivered if site == "cedar"]
+    assert order[:4] == ["hello", "plan", "initialise", "train"]
+    assert "cedar" in outcome.state.members
+
+
+def test_an_evaluating_site_that_comes_late_is_tested_all_the_same(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    grid = consortium.grid()
+    grid.present = lambda number, site: site != "holly" or number >= 2
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert set(outcome.evaluations["test"]) == {"holly"}
+
+
+def test_a_site_that_lost_its_state_is_greeted_again(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds={**ROUNDS, "count": 4})
+    grid = consortium.grid()
+    participant = consortium.participants["birch"]
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("train", 2, "birch"):
+            for path in participant.state_dir.iterdir():
+                path.unlink()
+            participant._plan = participant._work = None  # as after a restart
+        return True
+
+    grid.answers = answers
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    found = [record.states["birch"] for record in outcome.state.history]
+    assert found == ["trained", "refused:plan-missing", "trained", "trained"]
+    assert outcome.failures == []
+
+
+class OtherVersion(Participant):
+    """A site whose software builds another student."""
+
+    def plan(self, request: Parcel[Plan]) -> tuple[PlanReply, Any]:
+        super().plan(request)
+        return PlanReply(architecture="0" * 64), {}
+
+
+def test_another_architecture_stops_that_site_before_round_1_with_the_field_s_name(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds=ROUNDS)
+    cedar = consortium.participants["cedar"]
+    consortium.participants["cedar"] = OtherVersion(
+        cedar.site, cedar.role, cedar.load, cedar.state_dir, cedar.device, cedar.say
+    )
+    grid = consortium.grid()
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert ("cedar", "architecture-mismatch") in outcome.failures
+    assert all(kind != "train" for kind, _, site in grid.delivered if site == "cedar")
+    mistake = consortium.participants["cedar"].mistake
+    assert mistake is not None
+    assert "'architecture'" in mistake.sentence
+    assert [record.states["ash"] for record in outcome.state.history] == ["trained"] * 3
+
+
+def test_too_few_acceptable_sites_end_the_run_in_words(in_process, stop) -> None:
+    consortium = in_process(MEMBERS, rounds={**ROUNDS, "quorum": 3})
+    cedar = consortium.participants["cedar"]
+    consortium.participants["cedar"] = OtherVersion(
+        cedar.site, cedar.role, cedar.load, cedar.state_dir, cedar.device, cedar.say
+    )
+    with pytest.raises(UserError, match=r"2 training sites.*quorum is 3") as caught:
+        run(consortium, consortium.grid(), stop)
+    assert caught.value.code == "quorum-impossible"
+
+
+def test_a_stopped_run_goes_on_to_the_same_model_as_an_undisturbed_one(in_process, tmp_path: Path) -> None:
+    whole = in_process(MEMBERS, root=tmp_path / "whole", rounds=ROUNDS)
+    expected = run(whole, whole.grid(), threading.Event())
+    halves = in_process(MEMBERS, root=tmp_path / "halves", rounds=ROUNDS)
+    stop = threading.Event()
+    grid = halves.grid()
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("train", 2, "cedar"):
+            stop.set()
+        return True
+
+    grid.answers = answers
+    assert run(halves, grid, stop) is None
+    assert states.load(halves.config.output_dir / "checkpoint.safetensors").round == 1
+    resumed = run(halves, halves.grid(), threading.Event())
+    assert expected is not None
+    assert resumed is not None
+    assert resumed.state.run == states.load(halves.config.output_dir / "checkpoint.safetensors").run
+    assert [record.round for record in resumed.state.history] == [1, 2, 3]
+    assert resumed.chosen.best.round == expected.chosen.best.round
+    assert {record.states["ash"] for record in resumed.state.history} == {"trained"}
+
+
+def _interrupted(in_process: Callable[..., Any], **sections: Any) -> Any:
+    consortium = in_process(MEMBERS, rounds=ROUNDS, **sections)
+    stop, grid = threading.Event(), consortium.grid()
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if kind == "train" and number == 2:
+            stop.set()
+        return True
+
+    grid.answers = answers
+    assert run(consortium, grid, stop) is None
+    return consortium
+
+
+def test_resume_refuses_another_configuration(in_process, stop) -> None:
+    _interrupted(in_process)
+    changed = in_process(MEMBERS, rounds=ROUNDS, seed=6)
+    with pytest.raises(UserError, match="--fresh") as caught:
+        run(changed, changed.grid(), stop)
+    assert caught.value.code == "resume-config-changed"
+
+
+def test_fresh_starts_anew_and_keeps_the_old_checkpoint(in_process, stop) -> None:
+    old = _interrupted(in_process)
+    before = states.load(old.config.output_dir / "checkpoint.safetensors")
+    changed = in_process(MEMBERS, rounds=ROUNDS, seed=6)
+    outcome = run(changed, changed.grid(), stop, fresh=True)
+    assert outcome is not None
+    assert outcome.state.run != before.run
+    kept = list(old.config.output_dir.glob("checkpoint.*.old"))
+    assert len(kept) == 1
+    assert states.load(kept[0]).run == before.run
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "same"),
+    [
+        ("output_dir", "elsewhere", True),
+        ("listen", {"host": "127.0.0.1", "port": 4001}, True),
+        ("telemetry", {"metrics_port": 4002}, True),
+        ("seed", 6, False),
+        ("training", {"learning_rate": 0.5}, False),
+        ("members", {"ash": {}, "birch": {}}, False),
+    ],
+)
+def test_what_may_change_between_restarts(in_process, section: str, value: Any, same: bool) -> None:
+    config = in_process(MEMBERS, rounds=ROUNDS).config
+    raw = config.model_dump(mode="json") | {section: value}
+    assert (config_digest(type(config).model_validate(raw)) == config_digest(config)) is same
