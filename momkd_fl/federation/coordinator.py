@@ -272,6 +272,7 @@ class Coordinator:
         self.watch.say(f"Evaluating the model of round {chosen.best.round} at the sites.", "evaluate")
         found = {}
         with self.watch.phase("evaluate"):
+            self._admit(state, self.grid.online() - set(state.members))
             for split, role in (("validation", "train"), ("test", "evaluate")):
                 sites = [site for site, hello in state.members.items() if hello["role"] == role]
                 found[split] = self._ask_evaluate(chosen.best.weights, chosen.best.memory, split, sites, state, chosen)

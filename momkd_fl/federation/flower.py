@@ -663,7 +663,11 @@ def _register(links: _Links, sites: Mapping[str, EllipticCurvePublicKey]) -> dic
             raise UserError(
                 "key-shared", f"Sites {names[other]} and {site} have the same key. Give every site a key of its own."
             )
-        names[links.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, raw, 0, name=site)] = site
+        node = links.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, raw, 0, name=site)
+        # Flower takes messages only for nodes that have been there: let it have been there.
+        InMemoryLinkState.activate_node(links, node, HEARTBEAT_S)
+        links.deactivate_node(node)
+        names[node] = site
     return names
 
 

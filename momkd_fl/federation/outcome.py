@@ -21,6 +21,7 @@ from momkd_fl.evaluation.metrics import ScoreHistogram, auroc
 from momkd_fl.evaluation.operating import operating
 from momkd_fl.evaluation.report import with_curves, write_report
 from momkd_fl.evaluation.results import (
+    Cohort,
     Curve,
     Estimate,
     Failure,
@@ -63,7 +64,6 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
     """The results of one run as the coordinator can know them: from the sites' score histograms."""
     task, chosen = config.task, outcome.chosen
     threshold = None if chosen.threshold is None else calibrated_threshold(chosen.threshold, chosen.calibration)
-    evaluations = [parcel.body for split in outcome.evaluations.values() for parcel in split.values()]
     results = Results(
         schema="momkd-results/1",
         name=outcome.state.run,
@@ -74,7 +74,7 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         peak_rss_mb=where.peak_rss_mb,
         quorum=config.rounds.quorum,
         rounds=[_round(record) for record in outcome.state.history],
-        cohorts=[body.cohort for body in evaluations],
+        cohorts=_cohorts(config, outcome),
         held_out={},
         selection={
             task: Selection(
@@ -158,6 +158,17 @@ def checkpoint_digest(outcome: Outcome) -> str:
         for name in sorted(group):
             digest.update(name.encode() + np.ascontiguousarray(group[name]).tobytes())
     return digest.hexdigest()
+
+
+def _cohorts(config: FederationConfig, outcome: Outcome) -> list[Cohort]:
+    """What each site said of its cohort; of a listed site that did not, only its part in the federation."""
+    told = {site: parcel.body.cohort for split in outcome.evaluations.values() for site, parcel in split.items()}
+    silent = (
+        Cohort(site, member.role, patients=None, slides=None, with_genomics=None, tasks={})
+        for site, member in config.members.items()
+        if site not in told
+    )
+    return [*told.values(), *silent]
 
 
 def _provenance(config: FederationConfig, outcome: Outcome) -> Provenance:

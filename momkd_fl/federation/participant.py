@@ -55,7 +55,7 @@ from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import LossWeights, StudentShape, architecture_hash
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums
 from momkd_fl.training import checkpoint
-from momkd_fl.training.loop import Model, Prediction, TrainSettings, predict, train
+from momkd_fl.training.loop import Model, Prediction, TrainSettings, predict, train, trial_step
 from momkd_fl.training.precision import Precision, choose_precision
 from momkd_fl.training.sampling import Packer
 
@@ -74,7 +74,7 @@ class Work:
     model: Model
     packer: Packer
     device: torch.device
-    precision: Precision
+    precision: Precision | None = None
     optimiser: dict[str, Any] | None = None
 
     @property
@@ -181,7 +181,7 @@ class Participant:
         seconds: dict[str, float] = {}
         validated = _timed(seconds, "validate", lambda: self._score(work, memory, "validation"))
         sums = _timed(seconds, "statistics", lambda: self._statistics(work, memory, patients))
-        settings = _settings(work, request.body.proximal_mu)
+        settings = self._settings(work, memory, patients, request.body.proximal_mu)
         seed = int(
             np.random.SeedSequence((work.config.seed, request.round, _site_seed(self.site))).generate_state(1)[0]
         )
@@ -279,7 +279,6 @@ class Participant:
             model=build_student(shape, config.seed),
             packer=_packer(cohort, plan),
             device=self.device,
-            precision=choose_precision(config.training.precision, self.device, config.model.hidden_dim),
         )
 
     def _space(self) -> dict[str, Any]:
@@ -304,6 +303,15 @@ class Participant:
 
     def _score(self, work: Work, memory: Memory, split: Literal["validation", "test"]) -> Prediction:
         return predict(work.model, memory, work.packer, work.cohort.labelled(split), work.device)
+
+    def _settings(self, work: Work, memory: Memory, patients: list[Patient], proximal_mu: float) -> TrainSettings:
+        """The federation's settings, with the precision that a trial on the first patients chose once."""
+        settings = _settings(work, proximal_mu)
+        if work.precision is None:
+            first = patients[: settings.patients_per_step]
+            step = trial_step(work.model, memory, work.packer, first, work.device, settings.losses)
+            work.precision = choose_precision(work.config.training.precision, work.device, step)
+        return dataclasses.replace(settings, precision=work.precision)
 
     def _difference(self, work: Work, received: dict[str, Any]) -> dict[str, Any]:
         """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without."""
@@ -338,6 +346,7 @@ def _packer(cohort: Cohort, plan: SitePlan) -> Packer:
 
 
 def _settings(work: Work, proximal_mu: float) -> TrainSettings:
+    """What the federation asks for; the precision is chosen on the first step."""
     training, losses, memory = work.config.training, work.config.losses, work.config.memory
     return TrainSettings(
         epochs=training.local_epochs,
@@ -346,7 +355,7 @@ def _settings(work: Work, proximal_mu: float) -> TrainSettings:
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
-        precision=work.precision,
+        precision="fp32",
         device=work.device,
         losses=LossWeights(
             classification=losses.classification,

@@ -120,14 +120,17 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
 
 
 def wait_for_quorum(course: Course, number: int) -> set[str]:
-    """Training sites that are online and admitted, once they are a quorum; says so while it waits."""
+    """Training sites that are online and admitted, once they are a quorum; says so while it waits.
+
+    Sites that came late are greeted here, those that only evaluate too.
+    """
     trainers = _trainers(course.config)
     started, said = time.monotonic(), 0.0
     while not course.stop.is_set():
-        online = course.grid.online() & trainers
+        online = course.grid.online()
         if online - course.admitted:
             course.admitted |= course.admit(online - course.admitted)
-        ready = online & course.admitted
+        ready = online & course.admitted & trainers
         if len(ready) >= course.config.rounds.quorum:
             return ready
         waited = time.monotonic() - started
@@ -196,7 +199,8 @@ def _report_absent(course: Course, seen: Contributions) -> None:
         if state == "missing":
             course.watch.site(site, "late" if site in course.grid.online() else "missing")
         elif state == "refused:plan-missing":
-            course.admitted.discard(site)  # it lost its state directory: greet it again
+            course.admitted.discard(site)
+            course.watch.say(f"site {site} has lost its state of this run; it will be greeted again.", "state_lost")
         elif state.startswith("refused:"):
             course.watch.say(f"site {site} refused the round ({state.removeprefix('refused:')}).", "round_refused")
 

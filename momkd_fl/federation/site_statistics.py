@@ -8,6 +8,7 @@ where their genome lies among the anchors of their class, so that histology slot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from momkd_fl.privacy.statistics import Assignment, MemoryStatistics, assign, su
 from momkd_fl.training.loop import Model, embed
 from momkd_fl.training.sampling import Packer
 
-PATCHES_PER_PATIENT = 128
+PATCHES_PER_PATIENT = 64
 """Most attended patches of a patient that form its contribution: bounds the site's memory, hardly its sums."""
 
 Floats = NDArray[np.float64]
@@ -46,14 +47,15 @@ def memory_statistics(
     for chosen, batch, output in embed(model, memory, packer, patients, device):
         if output.patches is None:
             return MemoryStatistics({}, {})
-        attention = output.attention.mean(dim=1)
-        for row in range(len(chosen)):
-            inside = (batch.bag == row).nonzero()[:, 0]
-            top = attention[inside].topk(min(PATCHES_PER_PATIENT, len(inside))).indices
-            weight = attention[inside[top]].double().cpu().numpy()
-            patch.append(output.patches[inside[top]].double().cpu().numpy())
-            mass.append(weight / weight.sum())
-            owner.append(np.full(len(weight), done + row))
+        attention = output.attention.mean(dim=1).double().cpu().numpy()
+        embedded = output.patches.double().cpu().numpy()
+        starts = np.cumsum([0, *batch.patches.tolist()])
+        for row, (start, end) in enumerate(itertools.pairwise(starts)):
+            inside = attention[start:end]
+            top = np.argsort(-inside, kind="stable")[:PATCHES_PER_PATIENT]
+            patch.append(embedded[start + top])
+            mass.append(inside[top] / inside[top].sum())
+            owner.append(np.full(len(top), done + row))
         if output.genome is not None and genomics:
             genome.append(output.genome.double().cpu().numpy())
             genome_owner.append(done + batch.has_genes.nonzero()[:, 0].cpu().numpy())

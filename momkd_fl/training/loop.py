@@ -20,7 +20,7 @@ from momkd_fl.model.baselines import GatedAttention
 from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
-from momkd_fl.training.precision import Precision, autocast
+from momkd_fl.training.precision import Precision, Step, autocast
 from momkd_fl.training.sampling import Packer, balanced_batches
 
 Model = MoMKD | GatedAttention
@@ -111,6 +111,24 @@ def train(
             "the federation's file, and check the site's features for extreme values.",
         )
     return TrainReport(steps, time.perf_counter() - started, means, optimiser.state_dict())
+
+
+def trial_step(
+    model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device, losses: LossWeights
+) -> Step:
+    """One step over ``patients`` to try a precision with: gradients are formed and dropped, nothing is drawn."""
+    batch, memory = packer.pack(patients).to(device), memory.to(device)
+
+    def step(precision: Precision) -> Tensor:
+        model.to(device).eval()
+        with autocast(precision, device):
+            output = model(batch, memory)
+        terms = model.loss(_full_precision(output), batch, memory, losses)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+        model.zero_grad(set_to_none=True)
+        return output.logits.detach()
+
+    return step
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ NewConsortium = Callable[..., Consortium]
 
 @pytest.fixture(scope="session")
 def new_consortium(hospitals: Path) -> NewConsortium:
-    """``(root, members, source=..., rounds=..., **sections)``: a consortium's files on a free port of loopback."""
+    """``(root, members, sources=..., **sections)``: a consortium's files on a free port of loopback."""
 
     def make(
         root: Path, members: dict[str, str], *, sources: dict[str, Path] | None = None, **sections: Any
@@ -216,7 +216,7 @@ class UnreliableGrid(LocalGrid):
 
     ``present(round, site)`` says whether a site is online while the coordinator prepares that round, and
     ``answers(kind, round, site)`` whether its reply arrives before the deadline. Every message that was delivered
-    is kept in ``delivered``.
+    is kept in ``delivered``, what it held in ``contents``.
     """
 
     def __init__(self, apps: dict[str, Any]) -> None:
@@ -225,6 +225,7 @@ class UnreliableGrid(LocalGrid):
         self.present: Callable[[int, str], bool] = lambda round, site: True
         self.answers: Callable[[str, int, str], bool] = lambda kind, round, site: True
         self.delivered: list[tuple[str, int, str]] = []
+        self.contents: list[RecordDict] = []
 
     def online(self) -> set[str]:
         return {site for site in super().online() if self.present(self.round + 1, site)}
@@ -238,6 +239,7 @@ class UnreliableGrid(LocalGrid):
             if not self.answers(kind, number, site):
                 continue
             self.delivered.append((kind, number, site))
+            self.contents.append(message.content)
             yield from super().send_and_receive([message])
 
 
@@ -260,12 +262,13 @@ class InProcess:
         return UnreliableGrid(apps)
 
 
-@pytest.fixture
-def in_process(tmp_path: Path, hospitals: Path) -> Callable[..., InProcess]:
-    """``(members, **sections)``: the federation's configuration and its participants, without keys or network."""
+@pytest.fixture(scope="session")
+def in_process(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> Callable[..., InProcess]:
+    """``(members, root=..., **sections)``: a configuration and its participants, without keys or network."""
     torch.set_num_threads(1)
 
-    def make(members: dict[str, str], root: Path = tmp_path, **sections: Any) -> InProcess:
+    def make(members: dict[str, str], root: Path | None = None, **sections: Any) -> InProcess:
+        root = tmp_path_factory.mktemp("in_process") if root is None else root
         raw = {**RUN, "output_dir": str(root / "server"), **sections}
         raw["members"] = {site: {"role": role} for site, role in members.items()}
         config = FederationConfig.model_validate(raw)
