@@ -10,7 +10,7 @@ from typing import Any
 SETTINGS: dict[str, Any] = {
     "model": {"hidden_dim": 64, "memory_dim": 32},
     "memory": {"slots": 4},
-    "training": {"patients_per_step": 8, "learning_rate": 1e-3, "precision": "fp32"},
+    "training": {"patients_per_step": 16, "learning_rate": 2e-3, "precision": "fp32"},
     "genes": {"panel": "shared"},
-    "rounds": {"count": 15},
+    "rounds": {"count": 12},
 }

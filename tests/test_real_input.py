@@ -125,7 +125,8 @@ def test_the_semi_real_federation_scores_the_hospitals_that_never_train(real_dat
     coverage = {cohort["site"]: cohort["with_genomics"] for cohort in results["cohorts"]}
     assert {site for site, count in coverage.items() if count == 0} == {"A8", "AR", "external"}
     table = rows_of(brca / "labels.csv")
-    expected = {row["patient"] for row in table if row["PR"] and row["tss"] not in training}
+    drawn = [row for row in table if row["has_rna"] == "1" and row["tss"] not in training]  # slides need a profile
+    expected = {row["patient"] for row in drawn if row["PR"]}
     assert {row["patient"] for row in predictions(federation, "external")} == expected
     pooled = results["held_out"]["federated"]["PR"]["pooled"]
     assert 0 <= pooled["low"] <= pooled["value"] <= pooled["high"] <= 1

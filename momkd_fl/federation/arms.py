@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -72,9 +73,18 @@ def run_here(base: FederationConfig, site_files: Mapping[str, Path], arms: Seque
 
 def _work(text: str, files: dict[str, str], arms: list[dict[str, object]], folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     raw = FederationConfig.model_validate_json(text).model_dump(mode="json")
     base = parse(raw, FederationConfig, Path(folder) / "federation.yaml")
     run_here(base, {site: Path(path) for site, path in files.items()}, [Arm(**arm) for arm in arms], Path(folder))  # type: ignore[arg-type]
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its processes; each watches for itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _shares(arms: Sequence[Arm], jobs: int) -> list[list[Arm]]:

@@ -69,9 +69,8 @@ def ask_all(
     ``check`` may raise UserError to refuse a reply whole. Sites that did not answer are in neither dictionary.
     """
     answers: Answers[ReplyT] = Answers()
-    outgoing = [
-        messages.ask(kind, body, grid.node_of(site), run=run, round=round, arrays=arrays or {}) for site in sites
-    ]
+    nodes = [grid.node_of(site) for site in sites]
+    outgoing = messages.ask_each(kind, body, nodes, run=run, round=round, arrays=arrays or {})
     for reply in grid.send_and_receive(outgoing, timeout=timeout_s):
         site = grid.sites[reply.metadata.src_node_id]
         if reply.has_error():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -191,8 +191,15 @@ class Parcel(Generic[ReplyT]):
 
 def ask(kind: Kind[RequestT, ReplyT], body: RequestT, node: int, *, run: str, round: int, arrays: Arrays) -> Message:
     """A message of the coordinator to one node."""
+    return ask_each(kind, body, [node], run=run, round=round, arrays=arrays)[0]
+
+
+def ask_each(
+    kind: Kind[RequestT, ReplyT], body: RequestT, nodes: Iterable[int], *, run: str, round: int, arrays: Arrays
+) -> list[Message]:
+    """The same message to several nodes; its content is built once and shared, not copied per site."""
     content = _seal(kind.name, body, run, round, arrays)
-    return Message(content, dst_node_id=node, message_type=kind.message_type, group_id=str(round))
+    return [Message(content, dst_node_id=node, message_type=kind.message_type, group_id=str(round)) for node in nodes]
 
 
 def answer(

@@ -54,7 +54,7 @@ def pack(content: RecordDict, *, salted: bool, known: dict[tuple[int, ...], Part
         parts = [_record({"bytes": part}, salted) for part in _cut(views, PART_BYTES)]
         if known is not None:
             known[key] = parts
-    head = {"index": json.dumps(index), "small": b"".join(small), "parts": len(parts)}
+    head: dict[str, str | bytes | int] = {"index": json.dumps(index), "small": b"".join(small), "parts": len(parts)}
     return RecordDict({HEAD: _record(head, salted), **{str(number): part for number, part in enumerate(parts)}})
 
 

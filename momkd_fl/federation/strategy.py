@@ -93,10 +93,7 @@ class MemoryFedAvg(FedAvg):
         body = Train(proximal_mu=float(config.get("proximal-mu", 0.0)))
         content: Arrays = {"weights": self._weights, "memory": self.memory}
         self.contributions = Contributions(states=dict.fromkeys(self.participants.values(), "missing"))
-        return [
-            messages.ask(TRAIN, body, node, run=self.run, round=server_round, arrays=content)
-            for node in self.participants
-        ]
+        return messages.ask_each(TRAIN, body, self.participants, run=self.run, round=server_round, arrays=content)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

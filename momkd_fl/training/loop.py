@@ -126,7 +126,8 @@ def trial_step(
         terms = model.loss(_full_precision(output), batch, memory, losses)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         model.zero_grad(set_to_none=True)
-        return output.logits.detach()
+        logits: Tensor = output.logits.detach()
+        return logits
 
     return step
 

@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
@@ -53,10 +57,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server sets the process's Flower identity; put it back afterwards."""
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server sets the process's Flower identity: put it back afterwards. And questions are held for a moment only."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, getattr(TaskIdentity, name))
+    monkeypatch.setattr(flower, "HOLD_S", 0.2)
 
 
 def new_server(keys: Path, port: int = 0, cap: int = CAP) -> FleetServer:
@@ -326,6 +331,34 @@ def test_whoever_stops_iterating_withdraws_the_rest(server: FleetServer, new_sit
     next(replies)
     replies.close()
     assert nothing_left(server)
+
+
+def test_replies_wait_at_their_sites_until_there_is_room(
+    server: FleetServer, new_site: NewSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower, "REPLIES_AT_ONCE", 1)
+    at_work = threading.Barrier(len(SITES) + 1)
+    for name in SITES:
+        new_site(server, name, echo(lambda message: at_work.wait(PATIENCE_S) and None)).start()
+    replies = server.grid.send_and_receive(ask(server, *SITES), timeout=PATIENCE_S)
+    seen: list[Message] = []
+    thread = threading.Thread(target=lambda: seen.append(next(replies)), daemon=True)
+    thread.start()
+    at_work.wait(PATIENCE_S)
+    thread.join(PATIENCE_S)
+    time.sleep(0.5)
+    assert len(server._links.uploads) + len(server._links.complete) == 1
+    assert len([*seen, *replies]) == len(SITES)
+    assert nothing_left(server)
+
+
+def test_flowers_two_step_way_of_asking(server: FleetServer, new_site: NewSite) -> None:
+    new_site(server, "ash").start()
+    ids = server.grid.push_messages(ask(server, "ash", "birch"))
+    replies: list[Message] = []
+    until(lambda: bool(replies.extend(server.grid.pull_messages(ids)) or replies))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ids[:1]
+    assert server.grid.pull_messages(ids) == []
 
 
 def test_stop_ends_waiting_and_flowers_samplers(server: FleetServer) -> None:
@@ -693,8 +726,27 @@ def test_two_sites_with_one_key(keys: Path) -> None:
     assert caught.value.code == "key-shared"
 
 
+def write_expired(folder: Path, ca_folder: Path) -> None:
+    """A server's certificate that ended yesterday, with its key."""
+    key, now = ec.generate_private_key(ec.SECP384R1()), datetime.now(UTC)
+    root = x509.load_pem_x509_certificate((ca_folder / "ca.crt").read_bytes())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")]))
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=9))
+        .not_valid_after(now - timedelta(days=1))
+        .sign(load_private_key(ca_folder / "ca.key", None), hashes.SHA384())
+    )
+    (folder / "server.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "server.key").touch(0o600)
+    (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
 def test_an_expired_certificate_is_not_served(keys: Path, tmp_path: Path) -> None:
-    issue_server(tmp_path, keys, "server", ["localhost"], days=-1)
+    write_expired(tmp_path, keys)
     with pytest.raises(UserError) as caught:
         FleetServer(
             host="127.0.0.1",

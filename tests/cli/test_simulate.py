@@ -1,0 +1,39 @@
+"""``momkd simulate`` with what a federation is compared with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from momkd_fl.cli import main
+from momkd_fl.evaluation.results_file import read_results
+
+
+@pytest.mark.process
+def test_a_simulation_with_its_comparators(files, capsys) -> None:
+    command = ["simulate", "--federation", str(files.federation), "--comparators", "--plain"]
+    assert main.main(command) == 0
+    assert f"Report: {files.output / 'report.html'}" in capsys.readouterr().out
+    results = read_results(files.output / "results.json")
+    assert results.origin == "simulation"
+    assert set(results.held_out) == {"federated", "pooled", "local_median", "no_genomics_control", "random_memory"}
+    for by_task in results.held_out.values():
+        assert set(by_task["PR"].sites) == {"holly"}
+    assert {pair.reference for pair in results.differences if pair.method == "federated"} == {
+        "pooled",
+        "local_median",
+        "no_genomics_control",
+        "random_memory",
+    }
+    assert len(results.local_models["PR"]) == 2
+    raw = json.loads((files.output / "results.json").read_text("utf-8"))
+    assert raw["schema"] == "momkd-results/1"
+
+    before = {path: path.stat().st_mtime_ns for path in files.output.glob("comparators/*/sites/*/predictions_test.csv")}
+    assert len(before) >= 4
+    assert main.main(command) == 0, "a second time it takes what is there"
+    assert "Resuming run" in capsys.readouterr().err
+    for path, written in before.items():
+        if "random_memory" not in path.parts:
+            assert path.stat().st_mtime_ns == written
