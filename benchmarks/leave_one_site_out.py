@@ -143,6 +143,7 @@ def figures_of(cohort: str, cells: list[Cell], out: Path, tasks: list[str], exte
                 for name, found in scores.items():
                     by_seed.setdefault(name, []).append(found)
             figures += _summary(f"{cohort}.{task}.{where}", by_seed)
+        figures += _memory_health(f"{cohort}.{task}.memory", [cell for cell in cells if cell.task == task], out)
     return figures
 
 
@@ -161,6 +162,26 @@ def _scores(cells: list[Cell], out: Path, where: str, external: tuple[str, ...])
         site: [_read(out / cell.name, (site,)) for cell in local if site in cell.tested] for site in sites
     }
     return found
+
+
+def _memory_health(name: str, cells: list[Cell], out: Path) -> list[Figure]:
+    """Whether the memory of the federated runs lived: how far slots moved, how many are in use, how alike they are."""
+    histories = [
+        states.load(out / cell.name / "checkpoint.safetensors").history for cell in cells if cell.kind == "federated"
+    ]
+    ends = {"first_round": [history[0] for history in histories], "last_round": [history[-1] for history in histories]}
+    figures = []
+    for when, records in ends.items():
+        moved = float(np.mean([record.slot_movement_rad for record in records]))
+        figures.append(Figure(f"{name}.slot_movement.{when}", round(moved, 4), "rad"))
+    last = ends["last_round"]
+    figures.append(
+        Figure(f"{name}.effective_slots", round(float(np.mean([r.effective_slots for r in last])), 2), "slots")
+    )
+    figures.append(Figure(f"{name}.slot_cosine", round(float(np.mean([r.slot_cosine for r in last])), 3), "cosine"))
+    patches = float(np.mean([record.effective_patches or 0.0 for record in last]))
+    figures.append(Figure(f"{name}.effective_patches", round(patches, 1), "patches per bag"))
+    return figures
 
 
 def _read(folder: Path, sites: tuple[str, ...]) -> Scores:

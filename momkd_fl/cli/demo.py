@@ -21,10 +21,10 @@ DIM = 256
 SETTINGS: dict[str, Any] = {
     "model": {"hidden_dim": 64, "memory_dim": 32},
     "memory": {"slots": 4},
-    "training": {"patients_per_step": 8, "learning_rate": 1e-3},
+    "training": {"patients_per_step": 16, "learning_rate": 2e-3, "precision": "fp32"},
     "genes": {"panel": "pam50"},
 }
-ROUNDS = 20
+ROUNDS = 15
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""Write the documentation's tables from the JSON lines that the measuring commands printed.
+
+    python -m benchmarks demo > demo.jsonl; python -m benchmarks.tables demo.jsonl [...]
+
+``docs/results.md`` gets every figure, README.md the few between its ``figures`` marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = ("<!-- figures -->", "<!-- /figures -->")
+SECTIONS = {
+    "demo": ("The demo", "`make bench ONLY=demo`: a bare clone, two cores, eight sites and a server as processes."),
+    "round": ("An empty round over mutual TLS", "`make bench ONLY=empty_round`: 0.8 M parameters, two cores."),
+    "semi-real": (
+        "Semi-real TCGA-BRCA",
+        "`make bench ONLY=leave_one_site_out`: real expression, labels and hospitals, synthetic slides. `loso` pools "
+        "the six left-out sites, `external` is the cohort of 25 small ones. Means over generator seeds; the interval "
+        "of a difference covers patients and seeds.",
+    ),
+    "synthetic": ("Synthetic cohort", "`make bench ONLY=leave_one_site_out ARGS='--cohort demo --tasks PR'`."),
+    "crc": ("Real colorectal slides", "`make bench ONLY=crc`: two sites, real features, labels and expression."),
+}
+IN_README = (
+    "demo.install_s",
+    "demo.run_s",
+    "demo.peak_rss_mb",
+    "round.empty_s.3_sites",
+    "round.empty_s.10_sites",
+    "round.bytes_ratio",
+    "semi-real.PR.loso.federated",
+    "semi-real.PR.loso.pooled",
+    "semi-real.PR.loso.local_median",
+    "semi-real.PR.loso.control",
+    "semi-real.ODX.loso.federated",
+    "semi-real.ODX.loso.pooled",
+    "semi-real.HER2.loso.federated",
+    "semi-real.HER2.loso.pooled",
+)
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """Figures as a Markdown table."""
+    lines = ["| figure | value | 95% interval | target | holds |", "|---|---|---|---|---|"]
+    for one in figures:
+        interval = " to ".join(f"{end:g}" for end in one["interval"]) if "interval" in one else ""
+        holds = "" if one.get("holds") is None else "yes" if one["holds"] else "**no**"
+        value = "not estimable" if one["value"] is None else f"{one['value']:g} {one['unit']}"
+        lines.append(f"| {one['figure']} | {value} | {interval} | {one.get('target', '')} | {holds} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    args = parser.parse_args()
+    figures = [
+        json.loads(line) for path in args.files for line in path.read_text("utf-8").splitlines() if line.startswith("{")
+    ]
+    parts = ["# Results", "", "Every number is printed by the command that stands above it.", ""]
+    for prefix, (title, how) in SECTIONS.items():
+        mine = [one for one in figures if one["figure"].split(".")[0] == prefix]
+        if mine:
+            parts += [f"## {title}", "", how, "", table(mine), ""]
+    (ROOT / "docs" / "results.md").write_text("\n".join(parts), "utf-8")
+    by_name = {one["figure"]: one for one in figures}
+    chosen = [by_name[name] for name in IN_README if name in by_name]
+    readme = ROOT / "README.md"
+    block = f"{MARKS[0]}\n{table(chosen)}\n\nAll figures: [docs/results.md](docs/results.md).\n{MARKS[1]}"
+    pattern = re.escape(MARKS[0]) + r".*?" + re.escape(MARKS[1])
+    readme.write_text(re.sub(pattern, lambda _: block, readme.read_text("utf-8"), flags=re.DOTALL), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
