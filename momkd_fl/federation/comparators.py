@@ -26,9 +26,10 @@ from momkd_fl.evaluation.comparison import Models, Scores
 from momkd_fl.evaluation.results import Method
 from momkd_fl.federation.coordinator import Outcome
 from momkd_fl.federation.initialise import spread_directions
-from momkd_fl.federation.participant import Participant, write_predictions
+from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.simulate import simulate
 from momkd_fl.federation.site_data import cohort_loader
+from momkd_fl.federation.site_outputs import write_predictions
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.watch import Watch
 

@@ -8,9 +8,10 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,12 @@ from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
 
 FAREWELL_S = 30.0
+CHANGEABLE: Mapping[str, Any] = {
+    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls"), True),
+    "rounds": {"quorum", "deadline_s", "gather_s"},
+    "members": {"__all__": {"certificate", "config"}},
+}
+"""Sections and keys that a restarted run may have changed: how it is reached and watched, and how long it waits."""
 REJOIN_S = 60.0
 """How long a restarted coordinator waits for all the sites it knew, before it goes on with a quorum."""
 
@@ -315,7 +322,13 @@ class Coordinator:
         return answers.parcels
 
     def _farewell(self, state: ServerState, chosen: Chosen) -> None:
-        body = Finish(outcome="finished", code="finished", sentence=f"The model is that of round {chosen.best.round}.")
+        body = Finish(
+            outcome="finished",
+            code="finished",
+            sentence=f"The model is that of round {chosen.best.round}.",
+            threshold=chosen.threshold,
+            calibration=list(chosen.calibration),
+        )
         arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
         online = set(state.members) & self.grid.online()
         with self.watch.phase("finish"):
@@ -328,7 +341,7 @@ class Coordinator:
 
 def config_digest(config: FederationConfig) -> str:
     """SHA-256 of the configuration without what may change between restarts (addresses, telemetry, waiting)."""
-    kept = config.model_dump(mode="json", exclude={"listen", "telemetry", "output_dir", "tls"})
+    kept = config.model_dump(mode="json", exclude=CHANGEABLE)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,8 +26,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -51,7 +50,9 @@ from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedResponse,
     ObjectTree,
     PullObjectRequest,
+    PullObjectResponse,
     PushObjectRequest,
+    PushObjectResponse,
 )
 from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
@@ -113,12 +114,12 @@ HEARTBEAT_S = 10.0
 """The shortest that Flower allows; a silent session lapses after twice that."""
 HOLD_S = 2.0
 """A question for messages is held so long before it is answered with none."""
-REPLIES_AT_ONCE, REPLIES_MAX = 4, 16
+REPLIES_AT_ONCE, REPLIES_MAX = 2, 16
 """Replies that come in, or wait to be taken, at a time: while the lines are quick, and at most."""
 ROOM_S, QUICK_S, STALLED_S = 5.0, 5.0, 30.0
 """A site with a reply is kept waiting so long before it asks again; so long a line is taken for quick; without
 progress so long, an upload no longer keeps others waiting."""
-TURNS, TURN_S = 3, 1.0
+TURNS, TURN_S = 2, 1.0
 """Objects that move at a time, and how long one may keep others waiting."""
 UNUSABLE_REPLY = 101
 """Flower error code of a reply that the server dropped; its reason is a stable code."""
@@ -142,15 +143,13 @@ class _Store(InMemoryObjectStore):
 
 @dataclass
 class _Upload:
-    """A reply on its way in: what is still missing of it, its size so far, time of the last progress."""
+    """A reply on its way in: what is still missing of it, and its size so far."""
 
     header: Message
     session: str
     objects: tuple[str, ...]
     missing: set[str]
     bytes: int = 0
-    began: float = field(default_factory=time.monotonic)
-    moved: float = field(default_factory=time.monotonic)
 
     @property
     def node(self) -> int:
@@ -165,6 +164,14 @@ class _Upload:
         return str(self.header.metadata.reply_to_message_id)
 
 
+@dataclass
+class _Admission:
+    """Room for one reply: since when, and time of the last progress (monotonic, s)."""
+
+    began: float
+    moved: float
+
+
 class _Links(InMemoryLinkState):
     """Flower's link state with what it lacks: take-over, a second delivery, ownership, news of what has arrived.
 
@@ -176,8 +183,8 @@ class _Links(InMemoryLinkState):
         Tells the server's event loop that a message or room for a reply is there.
     readable : dict
         By node and question: ids of the objects of messages that the site has not confirmed yet.
-    uploads, complete : dict
-        Replies by question.
+    uploads, complete, admitted : dict
+        Replies by question: on their way, all there, and the room that either takes.
     """
 
     def __init__(self, store: _Store) -> None:
@@ -189,6 +196,7 @@ class _Links(InMemoryLinkState):
         self.readable: dict[int, dict[str, frozenset[str]]] = {}
         self.uploads: dict[str, _Upload] = {}
         self.complete: dict[str, _Upload] = {}
+        self.admitted: dict[str, _Admission] = {}
         self._unusable: dict[str, str] = {}
         self._sessions: dict[int, int] = {}
 
@@ -254,6 +262,7 @@ class _Links(InMemoryLinkState):
                 if upload is not None:
                     self._forget(upload)
             self._unusable.pop(question, None)
+            self.admitted.pop(question, None)
             asked = self.message_ins_store.get(question)
             if asked is not None:
                 self.readable.get(asked.metadata.dst_node_id, {}).pop(question, None)
@@ -330,26 +339,19 @@ class _Links(InMemoryLinkState):
         missing: list[str] = self.object_store.preregister(self.run_id, object_tree)
         return missing
 
-    def get_object(self, run_id: int, object_id: str) -> bytes | None:
-        """An object's content, b"" while it is on its way."""
-        content: bytes | None = self.object_store.get(object_id)
-        return content
-
-    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        """One object of a reply; its hash is checked outside the lock."""
+    def store_part(self, upload: _Upload, object_id: str, content: bytes) -> bool:
+        """One object of a reply, if it is what its id says."""
         try:
-            self.object_store.put(object_id, object_content)
+            self.object_store.put(object_id, content)
         except (NoObjectInStoreError, UnexpectedObjectContentError, ValueError):
             return False
         with self.lock:
-            upload = next((each for each in self.uploads.values() if each.session == session_id), None)
-            if upload is None or object_id not in upload.missing:
-                return False
             upload.missing.discard(object_id)
-            upload.bytes += len(object_content)
-            upload.moved = time.monotonic()
-            if not upload.missing:
-                self.complete[upload.question] = self.uploads.pop(upload.question)
+            upload.bytes += len(content)
+            if room := self.admitted.get(upload.question):
+                room.moved = time.monotonic()
+            if not upload.missing and self.uploads.pop(upload.question, None) is not None:
+                self.complete[upload.question] = upload
                 self.changed.notify_all()
             return True
 
@@ -357,16 +359,20 @@ class _Links(InMemoryLinkState):
         """Whether a question for messages would be answered with one."""
         return bool(self.readable.get(node))
 
-    def has_room_for(self, question: str) -> bool:
-        """Whether a reply may begin to come in."""
+    def admit(self, question: str) -> bool:
+        """Whether a reply may come in; takes the room for it."""
         now = time.monotonic()
         with self.lock:
-            if question in self.uploads or question in self.complete:
+            if question in self.admitted:
                 return True
-            moving = [each for each in self.uploads.values() if now - each.moved < STALLED_S]
+            under_way = [each for other, each in self.admitted.items() if other not in self.complete]
+            moving = [each for each in under_way if now - each.moved < STALLED_S]
             quick = sum(now - each.began < QUICK_S for each in moving)
             held = len(self.complete)
-            return held + quick < REPLIES_AT_ONCE and held + len(moving) < REPLIES_MAX
+            if held + quick >= REPLIES_AT_ONCE or held + len(moving) >= REPLIES_MAX:
+                return False
+            self.admitted[question] = _Admission(now, now)
+            return True
 
     def upload_of(self, node: int, session_id: str) -> _Upload | None:
         """The upload that a site may add to under this session."""
@@ -385,9 +391,19 @@ class _Links(InMemoryLinkState):
     def _forget(self, upload: _Upload) -> None:
         self.uploads.pop(upload.question, None)
         self.complete.pop(upload.question, None)
+        self.admitted.pop(upload.question, None)
         self.message_res_store.pop(upload.reply, None)
         self.message_ins_id_to_message_res_id.pop(upload.question, None)
         self.object_store.delete(upload.reply)
+        self.ring()
+
+
+class _Refused(Exception):  # noqa: N818 - an answer, not an error
+    """A call that is answered with a status and a stable code."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(code)
+        self.status, self.code = status, code
 
 
 class _Fleet:
@@ -413,16 +429,15 @@ class _Fleet:
             "deactivate-node": (DeactivateNodeRequest, lambda r: fleet_handlers.deactivate_node(r, links)),
             "send-node-heartbeat": (SendNodeHeartbeatRequest, lambda r: fleet_handlers.send_node_heartbeat(r, links)),
             "pull-messages": (PullMessagesRequest, lambda r: fleet_handlers.pull_messages(r, links, store)),
-            "pull-object": (PullObjectRequest, lambda r: fleet_handlers.pull_object(r, links)),
+            "pull-object": (PullObjectRequest, self._pull_object),
             "confirm-message-received": (ConfirmMessageReceivedRequest, self._confirm),
             "push-messages": (PushMessagesRequest, lambda r: fleet_handlers.push_messages(r, links)),
-            "push-object": (PushObjectRequest, lambda r: fleet_handlers.push_object(r, links)),
+            "push-object": (PushObjectRequest, self._push_object),
         }
         self.paths = [HEALTH, *(FLEET + call for call in self._calls)]
         self._application = SimpleNamespace(
             state=SimpleNamespace(linkstate_factory=SimpleNamespace(state=lambda: links))
         )
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="fleet")
         self._turns = asyncio.Semaphore(TURNS)
         self._bell = asyncio.Event()
 
@@ -441,19 +456,19 @@ class _Fleet:
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop, body = asyncio.get_running_loop(), await read_body(receive)
-        request, verdict = await loop.run_in_executor(self._threads, self._open, scope, body)
+        # In the loop's own thread: the longest step hashes a part, and threads would cost more than they give.
+        request, verdict = self._open(scope, await read_body(receive))
         if verdict is None and isinstance(request, PullMessagesRequest):
             node = request.node.node_id
             await self._until(lambda: self._links.has_message_for(node), HOLD_S)
         if verdict is None and isinstance(request, PushMessagesRequest):
             question = request.messages_list[0].metadata.reply_to_message_id
-            if not await self._until(lambda: self._links.has_room_for(question), ROOM_S):
+            if not await self._until(lambda: self._links.admit(question), ROOM_S):
                 verdict = 503, "busy"
         if verdict is not None:
             await refuse(send, *verdict)
             return
-        status, content = await loop.run_in_executor(self._threads, self._handle, scope["path"], request)
+        status, content = self._handle(scope["path"], request)
         await (respond(send, 200, content, PROTOBUF_MEDIA_TYPE) if status == 200 else refuse(send, status, content))
 
     @contextlib.asynccontextmanager
@@ -506,10 +521,28 @@ class _Fleet:
     def _handle(self, path: str, request: Any) -> tuple[int, Any]:
         try:
             return 200, self._calls[path.removeprefix(FLEET)][1](request).SerializeToString()
+        except _Refused as refusal:
+            return refusal.status, refusal.code
         except FlowerError as problem:
             return 409, f"flower-{int(problem.code)}"
         except Exception:  # Flower's handlers raise KeyError and others on what they do not expect
             return 500, "internal-error"
+
+    def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+        content = self._links.object_store.get(request.object_id)
+        return PullObjectResponse(
+            object_found=content is not None, object_available=bool(content), object_content=content or b""
+        )
+
+    def _push_object(self, request: PushObjectRequest) -> PushObjectResponse:
+        content = request.object_content  # every look at this field copies it
+        upload = self._links.upload_of(request.node.node_id, request.session_id)
+        if upload is None or request.object_id not in upload.missing:
+            raise _Refused(409, "message-gone")
+        if upload.bytes + len(content) > self._message_bytes_max:
+            self._links.drop(upload, "message-too-large")
+            raise _Refused(413, "message-too-large")
+        return PushObjectResponse(stored=self._links.store_part(upload, request.object_id, content))
 
     def _confirm(self, request: ConfirmMessageReceivedRequest) -> ConfirmMessageReceivedResponse:
         self._links.confirm(request.node.node_id, request.message_object_id)
@@ -523,7 +556,7 @@ class _Fleet:
         if request.run_id != self._links.run_id:
             return 409, "run-unknown"
         if isinstance(request, PushObjectRequest):
-            return self._push_object_verdict(request)
+            return None  # looked at in _push_object
         with self._links.lock:
             readable = self._links.readable.get(request.node.node_id, {})
             if isinstance(request, PullObjectRequest):
@@ -546,15 +579,6 @@ class _Fleet:
         objects = sum(1 for _ in islice(iterate_object_tree(tree), self._objects_max + 1))
         if metadata.message_id != tree.object_id or objects > self._objects_max:
             return 400, "message-schema"
-        return None
-
-    def _push_object_verdict(self, request: PushObjectRequest) -> Verdict:
-        upload = self._links.upload_of(request.node.node_id, request.session_id)
-        if upload is None or request.object_id not in upload.missing:
-            return 409, "message-gone"
-        if upload.bytes + len(request.object_content) > self._message_bytes_max:
-            self._links.drop(upload, "message-too-large")
-            return 413, "message-too-large"
         return None
 
 

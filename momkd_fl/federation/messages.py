@@ -131,6 +131,8 @@ class Finish(Body):
     outcome: Literal["finished", "stopped", "refused"]
     code: str
     sentence: str
+    threshold: float | None = None
+    calibration: list[float] | None = None
 
 
 class FinishReply(Body):

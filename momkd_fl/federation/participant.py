@@ -6,9 +6,6 @@ module returns is what the messages' schemas allow, nothing else.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,13 +18,10 @@ import torch
 from momkd_fl import __version__
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
-from momkd_fl.data.cohort import Cohort, Patient
+from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint
 from momkd_fl.errors import UserError
-from momkd_fl.evaluation.disclosure import publishable
 from momkd_fl.evaluation.metrics import ScoreHistogram
-from momkd_fl.evaluation.results import Cohort as CohortRow
-from momkd_fl.evaluation.results import TaskCohort
 from momkd_fl.federation.messages import (
     SHARED_SECTIONS,
     Arrays,
@@ -44,43 +38,20 @@ from momkd_fl.federation.messages import (
     PlanReply,
     Train,
     TrainReply,
-    expect_shapes,
 )
 from momkd_fl.federation.plan import SitePlan, load_plan, save_plan
 from momkd_fl.federation.site_data import cohort_loader, device_of
-from momkd_fl.federation.site_statistics import anchor_statistics, genomes, memory_statistics
+from momkd_fl.federation.site_outputs import cohort_row, write_model, write_predictions
+from momkd_fl.federation.site_statistics import anchor_statistics, genomes
 from momkd_fl.federation.state import Arrays as SpaceArrays
-from momkd_fl.federation.student import Layout, build_student, get_weights, layout_of, set_weights, shape_of
+from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
-from momkd_fl.model.momkd import LossWeights, StudentShape, architecture_hash
+from momkd_fl.model.momkd import architecture_hash
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums
-from momkd_fl.training import checkpoint
-from momkd_fl.training.loop import Model, Prediction, TrainSettings, predict, train, trial_step
-from momkd_fl.training.precision import Precision, choose_precision
-from momkd_fl.training.sampling import Packer
+from momkd_fl.training.loop import Prediction
 
 LoadCohort = Callable[[FederationConfig], tuple[Cohort, Fingerprint]]
 """Reads the site's data as the federation's shared sections ask, with the site's fingerprint."""
-
-
-@dataclass
-class Work:
-    """What a run needs at the site, built from the plan: cohort on the panel, student, device."""
-
-    config: FederationConfig
-    cohort: Cohort
-    shape: StudentShape
-    layout: Layout
-    model: Model
-    packer: Packer
-    device: torch.device
-    precision: Precision | None = None
-    optimiser: dict[str, Any] | None = None
-
-    @property
-    def genomic(self) -> bool:
-        """Whether this site trains the genomic branch and sends genomic statistics."""
-        return self.shape.genes is not None and bool(self.cohort.genes_available)
 
 
 @dataclass
@@ -114,12 +85,8 @@ class Participant:
 
     def hello(self, request: Parcel[Hello]) -> tuple[HelloReply, Arrays]:
         """Read the cohort and say what the site is; no count, label or id."""
-        self._plan, self._work, self.over, self.mistake = (
-            SitePlan(request.run, request.body.federation),
-            None,
-            False,
-            None,
-        )
+        self.over, self.mistake, self._work = False, None, None
+        self._plan = SitePlan(request.run, request.body.federation)
         cohort, fingerprint = self._cohort(self._plan.config)
         return HelloReply(
             site=self.site,
@@ -146,17 +113,16 @@ class Participant:
         work = self._ready(request.run)
         step, space = request.body.step, request.arrays.get("space", {})
         if step == "fixed":
-            self._keep_space(dict(space))
+            self._keep_space(work, dict(space))
             return InitialiseReply(), {}
         patients = work.cohort.labelled("train")
         if step == "slots":
-            memory = self._receive(work, request.arrays)
-            sums = self._statistics(work, memory, patients)
+            sums = work.statistics(work.receive(request.arrays))
             kept = MemoryStatistics(
                 {"histology": sums.sums["histology"]}, {"histology": sums.counts["histology"]}
             ).to_arrays()
         elif step == "anchors":
-            memory = Memory.from_arrays(request.arrays.get("memory", {}), self._space())
+            memory = Memory.from_arrays(request.arrays.get("memory", {}), work.space)
             embedded, rows = genomes(memory, work.packer, patients)
             labels = np.array([patients[row].label for row in rows], np.int64)
             anchors = np.asarray(request.arrays["memory"]["anchors"], np.float64)
@@ -175,46 +141,34 @@ class Participant:
         if self.role != "train":
             raise UserError("role-mismatch", f"Site '{self.site}' evaluates only; it was asked to train.")
         work = self._ready(request.run)
-        memory = self._receive(work, request.arrays)
-        patients = work.cohort.labelled("train")
+        memory = work.receive(request.arrays)
         self.say(f"Round {request.round}: training.")
         seconds: dict[str, float] = {}
-        validated = _timed(seconds, "validate", lambda: self._score(work, memory, "validation"))
-        sums = _timed(seconds, "statistics", lambda: self._statistics(work, memory, patients))
-        settings = self._settings(work, memory, patients, request.body.proximal_mu)
         seed = int(
             np.random.SeedSequence((work.config.seed, request.round, _site_seed(self.site))).generate_state(1)[0]
         )
-        report = _timed(
-            seconds, "train", lambda: train(work.model, memory, work.packer, patients, settings, seed, work.optimiser)
-        )
-        if not all(np.isfinite(value) for value in report.losses.values()):
-            raise UserError(
-                "training-diverged",
-                f"Round {request.round}: the training loss is not finite, so nothing is sent. Ask the coordinator for "
-                "a smaller training.learning_rate.",
-            )
-        work.optimiser = report.optimiser
-        update = self._difference(work, request.arrays["weights"])
+        validated = _timed(seconds, "validate", lambda: work.score(memory, "validation"))
+        sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
+        report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body.proximal_mu))
         reply = TrainReply(
             seconds=seconds,
             losses=report.losses,
             loss_sum=validated.loss_by_class(work.config.classes),
             monitors={"effective_patches": validated.effective_patches},
         )
+        update = work.difference(request.arrays["weights"])
         return reply, {"update": update, "statistics": sums.to_arrays(), "scores": _histogram(validated)}
 
     def evaluate(self, request: Parcel[Evaluate]) -> tuple[EvaluateReply, Arrays]:
         """Score a split; the final evaluation also writes the patients' predictions, which stay at the site."""
         work = self._ready(request.run)
-        memory = self._receive(work, request.arrays)
         split = request.body.split
-        scored = self._score(work, memory, split)
+        scored = work.score(work.receive(request.arrays), split)
         if request.body.final:
             path = self.state_dir / f"predictions_{split}.csv"
             write_predictions(path, scored)
             self.say(f"Predictions of the selected model are in {path}.")
-        reply = EvaluateReply(loss_sum=scored.loss_by_class(work.config.classes), cohort=_cohort_row(work.cohort))
+        reply = EvaluateReply(loss_sum=scored.loss_by_class(work.config.classes), cohort=cohort_row(work.cohort))
         return reply, {"scores": _histogram(scored)}
 
     def finish(self, request: Parcel[Finish]) -> tuple[FinishReply, Arrays]:
@@ -225,17 +179,8 @@ class Participant:
             self.mistake = UserError(body.code, body.sentence)
         elif self._plan is not None and request.arrays:
             path = self.state_dir / "model.safetensors"
-            tensors = {
-                f"{group}/{name}": value for group, members in request.arrays.items() for name, value in members.items()
-            }
-            tensors |= {f"space/{name}": value for name, value in self._plan.space.items()}
-            meta = {
-                "run": self._plan.run,
-                "federation": self._plan.federation,
-                "panel": list(self._plan.panel),
-                "architecture": self._plan.architecture,
-            }
-            checkpoint.save(path, tensors, meta)
+            frozen = {"threshold": body.threshold, "calibration": body.calibration}
+            write_model(path, self._plan, request.arrays, frozen)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
 
@@ -246,7 +191,7 @@ class Participant:
         shared = config.model_dump(mode="json", include=set(SHARED_SECTIONS))
         self._plan, self._work = SitePlan(run, shared, panel, space=dict(space)), None
         work = self._ready(run)
-        return self._score(work, self._receive(work, state), "test")
+        return work.score(work.receive(state), "test")
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
         if self._loaded is None or self._loaded[0].task != config.task:
@@ -259,70 +204,14 @@ class Participant:
             self._plan, self._work = load_plan(self.state_dir, run), None
             self.say(f"Going on with run {run}.")
         if self._work is None:
-            self._work = self._build(self._plan)
+            self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device)
         return self._work
 
-    def _build(self, plan: SitePlan) -> Work:
-        config = plan.config
-        cohort, _ = self._cohort(config)
-        if plan.panel:
-            cohort = cohort.with_panel(plan.panel, config.genes.minimum)
-        elif cohort.genes_available:  # the federation uses no genomics
-            without = tuple(dataclasses.replace(patient, genes=None) for patient in cohort.patients)
-            cohort = dataclasses.replace(cohort, patients=without, genes_available=())
-        shape = shape_of(config, plan.panel)
-        return Work(
-            config=config,
-            cohort=cohort,
-            shape=shape,
-            layout=layout_of(shape),
-            model=build_student(shape, config.seed),
-            packer=_packer(cohort, plan),
-            device=self.device,
-        )
-
-    def _space(self) -> dict[str, Any]:
-        return {} if self._plan is None else self._plan.space
-
-    def _keep_space(self, space: dict[str, Any]) -> None:
-        if self._plan is not None and self._work is not None:
+    def _keep_space(self, work: Work, space: dict[str, Any]) -> None:
+        work.space = space
+        if self._plan is not None:
             self._plan = self._plan.after(space=space)
-            self._work.packer = _packer(self._work.cohort, self._plan)
             save_plan(self.state_dir, self._plan)
-
-    def _receive(self, work: Work, arrays: Arrays) -> Memory:
-        """Load the weights that came and return the memory that came with them, both checked whole."""
-        sizes = {branch: (size,) for branch, size in work.layout.sizes.items()}
-        expect_shapes(arrays.get("weights", {}), sizes, "the coordinator: weights")
-        set_weights(work.model, work.layout, arrays["weights"])
-        return Memory.from_arrays(arrays.get("memory", {}), self._space())
-
-    def _statistics(self, work: Work, memory: Memory, patients: list[Patient]) -> MemoryStatistics:
-        how = work.config.memory.assignment
-        return memory_statistics(work.model, memory, work.packer, patients, work.device, how, genomics=work.genomic)
-
-    def _score(self, work: Work, memory: Memory, split: Literal["validation", "test"]) -> Prediction:
-        return predict(work.model, memory, work.packer, work.cohort.labelled(split), work.device)
-
-    def _settings(self, work: Work, memory: Memory, patients: list[Patient], proximal_mu: float) -> TrainSettings:
-        """The federation's settings, with the precision that a trial on the first patients chose once."""
-        settings = _settings(work, proximal_mu)
-        if work.precision is None:
-            first = patients[: settings.patients_per_step]
-            step = trial_step(work.model, memory, work.packer, first, work.device, settings.losses)
-            work.precision = choose_precision(work.config.training.precision, work.device, step)
-        return dataclasses.replace(settings, precision=work.precision)
-
-    def _difference(self, work: Work, received: dict[str, Any]) -> dict[str, Any]:
-        """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without."""
-        branches = [branch for branch in work.layout.branches if branch == "histology" or work.genomic]
-        new = get_weights(work.model, work.layout)
-        update = {branch: new[branch] - received[branch] for branch in branches}
-        limit = work.config.training.update_norm_max
-        if limit is not None:
-            norm = float(np.sqrt(sum(float(np.vdot(part, part)) for part in update.values())))
-            update = {branch: part * np.float32(min(1.0, limit / max(norm, 1e-12))) for branch, part in update.items()}
-        return update
 
 
 def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Participant:
@@ -331,69 +220,12 @@ def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Particip
     return Participant(config.site, config.role, cohort_loader(config, say), config.state_dir, device, say)
 
 
-def write_predictions(path: Path, scored: Prediction) -> None:
-    """One row a patient: id, label, probability of each class. The file stays at the site."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient", "label", *(f"p{label}" for label in range(scored.probabilities.shape[1]))])
-    for patient, label, row in zip(scored.ids, scored.labels, scored.probabilities, strict=True):
-        writer.writerow([patient, int(label), *(f"{value:.8g}" for value in row)])
-    checkpoint.write_durably(path, text.getvalue().encode())
-
-
-def _packer(cohort: Cohort, plan: SitePlan) -> Packer:
-    return Packer(cohort, plan.space.get("mean"), plan.space.get("scale"))
-
-
-def _settings(work: Work, proximal_mu: float) -> TrainSettings:
-    """What the federation asks for; the precision is chosen on the first step."""
-    training, losses, memory = work.config.training, work.config.losses, work.config.memory
-    return TrainSettings(
-        epochs=training.local_epochs,
-        steps=training.local_steps,
-        patients_per_step=training.patients_per_step,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        precision="fp32",
-        device=work.device,
-        losses=LossWeights(
-            classification=losses.classification,
-            memory=losses.memory,
-            align_histology=losses.align_histology,
-            align_genomics=losses.align_genomics,
-            reconstruction=losses.reconstruction,
-            match=memory.match_weight,
-            margin=losses.margin,
-            match_temperature=memory.match_temperature,
-        ),
-        proximal_mu=proximal_mu,
-        max_patches=training.max_patches,
-    )
-
-
 def _site_seed(site: str) -> int:
     return int.from_bytes(site.encode()[:16].ljust(16, b"\0"), "little")
 
 
 def _histogram(scored: Prediction) -> dict[str, Any]:
     return ScoreHistogram.of(scored.labels, scored.probabilities).to_arrays()
-
-
-def _cohort_row(cohort: Cohort) -> CohortRow:
-    """The cohort's row in the report, with every count under the minimum cell withheld."""
-    labelled = [patient for patient in cohort.patients if patient.label is not None]
-    positive = float(np.mean([patient.label == 1 for patient in labelled])) if labelled else None
-    return publishable(
-        CohortRow(
-            site=cohort.site,
-            role=cohort.role,
-            patients=len(cohort.patients),
-            slides=sum(len(patient.slides) for patient in cohort.patients),
-            with_genomics=sum(patient.genes is not None for patient in cohort.patients),
-            tasks={cohort.task: TaskCohort(len(labelled), positive, dict(cohort.exclusions))},
-        )
-    )
 
 
 def _timed(seconds: dict[str, float], name: str, work: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from asyncio import sslproto
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
@@ -27,7 +28,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-SLICE_BYTES = 256 * 1024
+BUFFER_BYTES = SLICE_BYTES = 64 * 1024
+"""What a connection holds at a time, read or written; asyncio would keep several times 256 KiB for each, for good."""
 PEER = "momkd.peer_certificate"
 SITE = "momkd.site"
 
@@ -56,6 +58,10 @@ def _furnish(
 
 class PeerCertificateProtocol(HttpToolsProtocol):
     """uvicorn keeps the peer's certificate to itself: put it in the ASGI scope."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        transport.set_read_buffer_limits(high=BUFFER_BYTES)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -200,6 +206,7 @@ class HttpsServer:
     """
 
     def __init__(self, app: App, host: str, port: int, context: ssl.SSLContext) -> None:
+        sslproto.SSLProtocol.max_size = BUFFER_BYTES
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(

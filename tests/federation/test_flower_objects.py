@@ -163,8 +163,10 @@ def test_identical_replies_of_two_sites_share_nothing_and_leave_nothing() -> Non
         stored, missing = links.store_message_and_object_tree(remove_content_from_message(answer), tree, session)
         assert stored
         assert set(missing) == set(objects)
+        upload = links.upload_of(node, session)
+        assert upload is not None
         for each in missing:
-            assert links.store_object(links.run_id, session, each, objects[each].deflate())
+            assert links.store_part(upload, each, objects[each].deflate())
     for question in questions:
         taken = links.take(question)
         assert taken is not None

@@ -64,7 +64,9 @@ TESTED = {
     "ConfirmMessageReceivedResponse",
     "ObjectTree",
     "PullObjectRequest",
+    "PullObjectResponse",
     "PushObjectRequest",
+    "PushObjectResponse",
     "Node",
     "InMemoryLinkState",
     "telemetry",
@@ -131,26 +133,20 @@ def test_requests() -> None:
     assert fields(flower.PullObjectRequest) >= {"node", "run_id", "object_id"}
     assert fields(flower.ConfirmMessageReceivedRequest) >= {"node", "run_id", "message_object_id"}
     assert flower.ConfirmMessageReceivedResponse().SerializeToString() == b""
+    assert fields(flower.PullObjectResponse) >= {"object_found", "object_available", "object_content"}
+    assert fields(flower.PushObjectResponse) >= {"stored"}
     assert fields(flower.ObjectTree) >= {"object_id", "children"}
     assert fields(flower.Node) >= {"node_id"}
 
 
 def test_handlers_take_request_and_state() -> None:
     handlers = flower.fleet_handlers
-    for name in (
-        "activate_node",
-        "deactivate_node",
-        "send_node_heartbeat",
-        "pull_object",
-        "push_messages",
-        "push_object",
-    ):
+    for name in ("activate_node", "deactivate_node", "send_node_heartbeat", "push_messages"):
         assert parameters(getattr(handlers, name)) == ["request", "state"], name
     assert parameters(handlers.pull_messages) == ["request", "state", "store"]
-    used = inspect.getsource(handlers.push_messages) + inspect.getsource(handlers.push_object)
-    for method in ("start_session", "store_message_and_object_tree", "store_object"):
+    used = inspect.getsource(handlers.push_messages)
+    for method in ("start_session", "store_message_and_object_tree"):
         assert f"state.{method}(" in used, method
-    assert "state.get_object(" in inspect.getsource(handlers.pull_object)
     assert "limit=1" in inspect.getsource(handlers.pull_messages)
 
 
@@ -172,8 +168,6 @@ def test_authentication_reads_what_it_is_given() -> None:
         ("store_message_and_object_tree", ["self", "message", "object_tree", "session_id"]),
         ("start_session", ["self", "run_id"]),
         ("preregister_object_tree", ["self", "object_tree", "session_id"]),
-        ("get_object", ["self", "run_id", "object_id"]),
-        ("store_object", ["self", "run_id", "session_id", "object_id", "object_content"]),
         ("delete_messages", ["self", "message_ins_ids"]),
         ("claim_task", ["self", "task_id"]),
         ("activate_task", ["self", "task_id"]),

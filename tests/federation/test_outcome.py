@@ -66,13 +66,24 @@ def test_the_auroc_from_histograms_is_that_of_the_site_s_own_predictions(ended) 
 
 def test_with_the_patients_own_predictions_the_results_hold_the_exact_figure(ended) -> None:
     consortium, outcome = ended
-    table = own_predictions(consortium, "holly")
-    scores = Scores(
-        tuple(table["patient"]), table["label"].to_numpy(), table[["p0", "p1"]].to_numpy(), ("holly",) * len(table)
-    )
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 30)
+    positive = np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0.01, 0.99)
+    names = tuple(f"p{number}" for number in range(60))
+    scores = Scores(names, label, np.column_stack([1 - positive, positive]), ("holly",) * 60)
     found = compared(results_of(consortium.config, outcome, WHERE), consortium.config, {"federated": scores})
-    exact = auroc(scores.labels, scores.probabilities)
+    exact = auroc(label, scores.probabilities)
     assert found.held_out["federated"]["PR"].sites["holly"].value == pytest.approx(exact)
+    assert found.held_out["federated"]["PR"].pooled.value == pytest.approx(exact)
+
+
+def test_a_site_with_few_patients_of_a_class_gets_no_figure_of_its_own(ended) -> None:
+    consortium, outcome = ended
+    table = own_predictions(consortium, "holly")
+    assert min(table["label"].value_counts()) < 11
+    estimate = results_of(consortium.config, outcome, WHERE).held_out["federated"]["PR"].sites["holly"]
+    assert estimate.value is None
+    assert estimate.reason
 
 
 def test_no_patient_and_no_local_path_is_in_what_is_written(ended, tmp_path) -> None:

@@ -50,7 +50,7 @@ def test_every_method_that_can_be_asked_for_runs_to_its_end(in_process, sections
         assert np.isfinite(value).all()
     moved = [record.slot_movement_rad for record in outcome.state.history]
     still = sections.get("memory", {}).get("mode") in ("gradient", "frozen") or "model" in sections
-    assert all(angle == 0 for angle in moved) if still else all(angle > 0 for angle in moved)
+    assert all(angle < 1e-3 for angle in moved) if still else all(angle > 1e-3 for angle in moved), moved
 
 
 def test_a_stop_before_the_start_ends_it_without_an_outcome(in_process) -> None:

@@ -1,0 +1,59 @@
+"""What a site writes for itself, and the little of its cohort that a report may show."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from momkd_fl.data.cohort import Cohort
+from momkd_fl.evaluation.disclosure import publishable
+from momkd_fl.evaluation.results import Cohort as CohortRow
+from momkd_fl.evaluation.results import TaskCohort
+from momkd_fl.federation.messages import Arrays
+from momkd_fl.federation.plan import SitePlan
+from momkd_fl.training import checkpoint
+from momkd_fl.training.loop import Prediction
+
+
+def write_predictions(path: Path, scored: Prediction) -> None:
+    """One row a patient: id, label, probability of each class. The file stays at the site."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["patient", "label", *(f"p{label}" for label in range(scored.probabilities.shape[1]))])
+    for patient, label, row in zip(scored.ids, scored.labels, scored.probabilities, strict=True):
+        writer.writerow([patient, int(label), *(f"{value:.8g}" for value in row)])
+    checkpoint.write_durably(path, text.getvalue().encode())
+
+
+def write_model(path: Path, plan: SitePlan, arrays: Arrays, frozen: Mapping[str, object]) -> None:
+    """The selected weights and memory with all that gives them meaning, as one file of the site's own."""
+    tensors = {f"{group}/{name}": value for group, members in arrays.items() for name, value in members.items()}
+    tensors |= {f"space/{name}": value for name, value in plan.space.items()}
+    meta = {
+        "run": plan.run,
+        "federation": plan.federation,
+        "panel": list(plan.panel),
+        "architecture": plan.architecture,
+        **frozen,
+    }
+    checkpoint.save(path, tensors, meta)
+
+
+def cohort_row(cohort: Cohort) -> CohortRow:
+    """The cohort's row in the report, with every count under the minimum cell withheld."""
+    labelled = [patient for patient in cohort.patients if patient.label is not None]
+    positive = float(np.mean([patient.label == 1 for patient in labelled])) if labelled else None
+    return publishable(
+        CohortRow(
+            site=cohort.site,
+            role=cohort.role,
+            patients=len(cohort.patients),
+            slides=sum(len(patient.slides) for patient in cohort.patients),
+            with_genomics=sum(patient.genes is not None for patient in cohort.patients),
+            tasks={cohort.task: TaskCohort(len(labelled), positive, dict(cohort.exclusions))},
+        )
+    )

@@ -1,0 +1,133 @@
+"""A site's work of one run: its cohort on the agreed panel and its student, and what a message asks of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.data.cohort import Cohort, Patient
+from momkd_fl.data.splits import Split
+from momkd_fl.federation.messages import Arrays, expect_shapes
+from momkd_fl.federation.plan import SitePlan
+from momkd_fl.federation.site_statistics import memory_statistics
+from momkd_fl.federation.student import Layout, build_student, get_weights, layout_of, set_weights, shape_of
+from momkd_fl.model.memory import Memory
+from momkd_fl.model.momkd import LossWeights, StudentShape
+from momkd_fl.privacy.statistics import MemoryStatistics
+from momkd_fl.training.loop import Model, Prediction, TrainReport, TrainSettings, predict, train, trial_step
+from momkd_fl.training.precision import Precision, choose_precision
+from momkd_fl.training.sampling import Packer
+
+
+@dataclass
+class Work:
+    """What a run needs at the site. The optimiser's state is kept between rounds and never leaves."""
+
+    config: FederationConfig
+    cohort: Cohort
+    space: dict[str, Any]
+    shape: StudentShape
+    layout: Layout
+    model: Model
+    device: torch.device
+    precision: Precision | None = None
+    optimiser: dict[str, Any] | None = None
+
+    @classmethod
+    def of_plan(cls, plan: SitePlan, cohort: Cohort, device: torch.device) -> Work:
+        """The work that a plan describes, over the site's cohort."""
+        config = plan.config
+        if plan.panel:
+            cohort = cohort.with_panel(plan.panel, config.genes.minimum)
+        elif cohort.genes_available:  # the federation uses no genomics
+            without = tuple(dataclasses.replace(patient, genes=None) for patient in cohort.patients)
+            cohort = dataclasses.replace(cohort, patients=without, genes_available=())
+        shape = shape_of(config, plan.panel)
+        model = build_student(shape, config.seed)
+        return cls(config, cohort, plan.space, shape, layout_of(shape), model, device)
+
+    @property
+    def genomic(self) -> bool:
+        """Whether this site trains the genomic branch and sends genomic statistics."""
+        return self.shape.genes is not None and bool(self.cohort.genes_available)
+
+    @property
+    def packer(self) -> Packer:
+        """Patients as packs, genes as z-scores of the federation's scaling."""
+        return Packer(self.cohort, self.space.get("mean"), self.space.get("scale"))
+
+    def receive(self, arrays: Arrays) -> Memory:
+        """Load the weights that came and return the memory that came with them, both checked whole."""
+        sizes = {branch: (size,) for branch, size in self.layout.sizes.items()}
+        expect_shapes(arrays.get("weights", {}), sizes, "the coordinator: weights")
+        set_weights(self.model, self.layout, arrays["weights"])
+        return Memory.from_arrays(arrays.get("memory", {}), self.space)
+
+    def statistics(self, memory: Memory) -> MemoryStatistics:
+        """Sums over the training patients for the memory."""
+        patients, how = self.cohort.labelled("train"), self.config.memory.assignment
+        return memory_statistics(self.model, memory, self.packer, patients, self.device, how, genomics=self.genomic)
+
+    def score(self, memory: Memory, split: Split) -> Prediction:
+        """Scores of the labelled patients of a split."""
+        return predict(self.model, memory, self.packer, self.cohort.labelled(split), self.device)
+
+    def train(self, memory: Memory, seed: int, proximal_mu: float) -> TrainReport:
+        """One round of training from the weights received."""
+        patients = self.cohort.labelled("train")
+        settings = self._settings(memory, patients, proximal_mu)
+        report = train(self.model, memory, self.packer, patients, settings, seed, self.optimiser)
+        self.optimiser = report.optimiser
+        return report
+
+    def difference(self, received: dict[str, Any]) -> dict[str, Any]:
+        """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without."""
+        branches = [branch for branch in self.layout.branches if branch == "histology" or self.genomic]
+        new = get_weights(self.model, self.layout)
+        update = {branch: new[branch] - received[branch] for branch in branches}
+        limit = self.config.training.update_norm_max
+        if limit is not None:
+            norm = float(np.sqrt(sum(float(np.vdot(part, part)) for part in update.values())))
+            update = {branch: part * np.float32(min(1.0, limit / max(norm, 1e-12))) for branch, part in update.items()}
+        return update
+
+    def _settings(self, memory: Memory, patients: list[Patient], proximal_mu: float) -> TrainSettings:
+        """The federation's settings, with the precision that a trial on the first patients chose once."""
+        asked = self.config.training
+        losses = _loss_weights(self.config)
+        if self.precision is None:
+            first = patients[: asked.patients_per_step]
+            step = trial_step(self.model, memory, self.packer, first, self.device, losses)
+            self.precision = choose_precision(asked.precision, self.device, step)
+        return TrainSettings(
+            epochs=asked.local_epochs,
+            steps=asked.local_steps,
+            patients_per_step=asked.patients_per_step,
+            learning_rate=asked.learning_rate,
+            weight_decay=asked.weight_decay,
+            clip_norm=asked.clip_norm,
+            precision=self.precision,
+            device=self.device,
+            losses=losses,
+            proximal_mu=proximal_mu,
+            max_patches=asked.max_patches,
+        )
+
+
+def _loss_weights(config: FederationConfig) -> LossWeights:
+    losses, memory = config.losses, config.memory
+    return LossWeights(
+        classification=losses.classification,
+        memory=losses.memory,
+        align_histology=losses.align_histology,
+        align_genomics=losses.align_genomics,
+        reconstruction=losses.reconstruction,
+        match=memory.match_weight,
+        margin=losses.margin,
+        match_temperature=memory.match_temperature,
+    )
