@@ -9,28 +9,24 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
-from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation import state as states
-from momkd_fl.federation.dialogue import SiteGrid, ask_all
+from momkd_fl.federation.closing import Chosen, Closing, Evaluations
+from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, call_roll, dismiss, send_plan
 from momkd_fl.federation.initialise import Start, initialise
-from momkd_fl.federation.messages import EVALUATE, FINISH, Evaluate, EvaluateReply, Finish, HelloReply, Parcel
-from momkd_fl.federation.rounds import Course, Traffic, balanced_loss, run_rounds
-from momkd_fl.federation.state import Best, ServerState
+from momkd_fl.federation.messages import HelloReply
+from momkd_fl.federation.rounds import Course, Traffic, run_rounds
+from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
 from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
 
-FAREWELL_S = 30.0
 CHANGEABLE: Mapping[str, Any] = {
     **dict.fromkeys(("listen", "telemetry", "output_dir", "tls"), True),
     "rounds": {"quorum", "deadline_s", "gather_s"},
@@ -41,23 +37,14 @@ REJOIN_S = 60.0
 """How long a restarted coordinator waits for all the sites it knew, before it goes on with a quorum."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What was selected on the training sites' validation patients, then frozen."""
-
-    best: Best
-    threshold: float | None
-    calibration: tuple[float, float]
-
-
 @dataclass
 class Outcome:
     """A finished run: its state, what was selected, and the sites' own evaluations (by split, by site)."""
 
     state: ServerState
     chosen: Chosen
-    evaluations: dict[str, dict[str, Parcel[EvaluateReply]]] = field(default_factory=dict)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    evaluations: dict[str, Evaluations]
+    failures: list[tuple[str, str]]
 
 
 class Coordinator:
@@ -109,12 +96,13 @@ class Coordinator:
         state = run_rounds(state, self._course(state, layout, admitted))
         if self.stop.is_set():
             return None
-        chosen = self._choose(state)
+        closing = Closing(self.config, self.grid, self.watch, self.failures)
+        chosen = closing.choose(state)
         state = state.after(best=chosen.best)
         states.save(self.checkpoint, state)
-        outcome = Outcome(state, chosen, failures=self.failures)
-        outcome.evaluations = self._evaluate(state, chosen)
-        self._farewell(state, chosen)
+        self._admit(state, self.grid.online() - set(state.members))
+        outcome = Outcome(state, chosen, closing.evaluate(state, chosen), self.failures)
+        closing.farewell(state, chosen)
         return outcome
 
     def _resumed(self) -> ServerState | None:
@@ -254,105 +242,8 @@ class Coordinator:
             admitted=admitted,
         )
 
-    def _choose(self, state: ServerState) -> Chosen:
-        """Best round by validation, the last one included; threshold and calibration from the best one's histogram."""
-        best = state.best
-        trainers = [site for site, hello in state.members.items() if hello["role"] == "train"]
-        answers = self._ask_evaluate(state.weights, state.memory, "validation", trainers, state, None)
-        if answers:
-            scores = _summed_scores(answers)
-            sums = np.sum([parcel.body.loss_sum for parcel in answers.values()], axis=0)
-            loss = balanced_loss(sums, scores)
-            if loss is not None and (best is None or loss < best.loss):
-                best = Best(state.round, loss, state.weights, state.memory, scores)
-        if best is None:
-            raise UserError(
-                "validation-not-estimable",
-                "No round could be selected: the training sites' validation patients do not hold every class. "
-                "Raise training.validation_fraction, or add sites.",
-            )
-        histogram = ScoreHistogram.from_arrays(best.scores)
-        return Chosen(best, histogram.youden_threshold(), histogram.platt())
-
-    def _evaluate(self, state: ServerState, chosen: Chosen) -> dict[str, dict[str, Parcel[EvaluateReply]]]:
-        """Every site's own evaluation of the selected model; held-out sites on all their patients."""
-        self.watch.say(f"Evaluating the model of round {chosen.best.round} at the sites.", "evaluate")
-        found = {}
-        with self.watch.phase("evaluate"):
-            self._admit(state, self.grid.online() - set(state.members))
-            for split, role in (("validation", "train"), ("test", "evaluate")):
-                sites = [site for site, hello in state.members.items() if hello["role"] == role]
-                found[split] = self._ask_evaluate(chosen.best.weights, chosen.best.memory, split, sites, state, chosen)
-        return found
-
-    def _ask_evaluate(
-        self,
-        weights: states.Arrays,
-        memory: states.Arrays,
-        split: str,
-        sites: Collection[str],
-        state: ServerState,
-        chosen: Chosen | None,
-    ) -> dict[str, Parcel[EvaluateReply]]:
-        if not sites:
-            return {}
-        body = Evaluate.model_validate(
-            {
-                "split": split,
-                "threshold": chosen.threshold if chosen else None,
-                "calibration": list(chosen.calibration) if chosen else None,
-                "final": chosen is not None,
-            }
-        )
-        answers = ask_all(
-            self.grid,
-            EVALUATE,
-            body,
-            sites,
-            run=state.run,
-            round=state.round,
-            timeout_s=self.config.rounds.deadline_s,
-            arrays={"weights": weights, "memory": memory},
-        )
-        for site in sites:
-            if site not in answers.parcels:
-                code = answers.refusals.get(site, "no-answer")
-                self.failures.append((site, code))
-                self.watch.say(f"site {site}: no evaluation ({code}).", "evaluation_missing", level="warning")
-        return answers.parcels
-
-    def _farewell(self, state: ServerState, chosen: Chosen) -> None:
-        body = Finish(
-            outcome="finished",
-            code="finished",
-            sentence=f"The model is that of round {chosen.best.round}.",
-            threshold=chosen.threshold,
-            calibration=list(chosen.calibration),
-        )
-        arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
-        online = set(state.members) & self.grid.online()
-        with self.watch.phase("finish"):
-            answers = ask_all(
-                self.grid, FINISH, body, online, run=state.run, round=state.round, timeout_s=FAREWELL_S, arrays=arrays
-            )
-        for site in answers.parcels:
-            self.watch.site(site, "finished")
-
 
 def config_digest(config: FederationConfig) -> str:
     """SHA-256 of the configuration without what may change between restarts (addresses, telemetry, waiting)."""
     kept = config.model_dump(mode="json", exclude=CHANGEABLE)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def _summed_scores(answers: dict[str, Parcel[EvaluateReply]]) -> states.Arrays:
-    total: states.Arrays = {}
-    for parcel in answers.values():
-        for name, value in parcel.arrays.get("scores", {}).items():
-            total[name] = total.get(name, np.zeros(value.shape)) + value
-    return total
-
-
-def model_path(config: FederationConfig) -> Path:
-    """Where the selected model is kept."""
-    return config.output_dir / "model.safetensors"

@@ -25,7 +25,7 @@ import secrets
 import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -106,7 +106,6 @@ __all__ = ["FleetGrid", "FleetServer", "SiteSession", "identify"]
 telemetry.FLWR_TELEMETRY_ENABLED = "0"  # for a process that imported Flower before this module
 
 FLEET, HEALTH = "/v1/fleet/", "/health"
-TRANSFERS = frozenset({FLEET + "pull-object", FLEET + "push-object"})
 REQUEST_BYTES_MAX = 2 * PART_BYTES
 OBJECTS_BESIDE_PARTS = 4
 """Message, its record dictionary, the head; the last part may be short."""
@@ -119,8 +118,8 @@ REPLIES_AT_ONCE, REPLIES_MAX = 2, 16
 ROOM_S, QUICK_S, STALLED_S = 5.0, 5.0, 30.0
 """A site with a reply is kept waiting so long before it asks again; so long a line is taken for quick; without
 progress so long, an upload no longer keeps others waiting."""
-TURNS, TURN_S = 2, 1.0
-"""Objects that move at a time, and how long one may keep others waiting."""
+LENGTH_DELIMITED = 2
+"""Protobuf's wire type of bytes."""
 UNUSABLE_REPLY = 101
 """Flower error code of a reply that the server dropped; its reason is a stable code."""
 
@@ -417,7 +416,8 @@ class _Fleet:
     that is confirmed (deleted) was that node's.
 
     Questions for messages are held until there is one: a round starts at once, and idle sites cost next to nothing.
-    Objects move in turn, so that memory does not grow with the number of sites.
+    Objects go out from the store itself and replies come in a few at a time, so that memory does not grow with the
+    number of sites.
     """
 
     def __init__(self, links: _Links, message_bytes_max: int) -> None:
@@ -429,7 +429,7 @@ class _Fleet:
             "deactivate-node": (DeactivateNodeRequest, lambda r: fleet_handlers.deactivate_node(r, links)),
             "send-node-heartbeat": (SendNodeHeartbeatRequest, lambda r: fleet_handlers.send_node_heartbeat(r, links)),
             "pull-messages": (PullMessagesRequest, lambda r: fleet_handlers.pull_messages(r, links, store)),
-            "pull-object": (PullObjectRequest, self._pull_object),
+            "pull-object": (PullObjectRequest, self._object),
             "confirm-message-received": (ConfirmMessageReceivedRequest, self._confirm),
             "push-messages": (PushMessagesRequest, lambda r: fleet_handlers.push_messages(r, links)),
             "push-object": (PushObjectRequest, self._push_object),
@@ -438,7 +438,6 @@ class _Fleet:
         self._application = SimpleNamespace(
             state=SimpleNamespace(linkstate_factory=SimpleNamespace(state=lambda: links))
         )
-        self._turns = asyncio.Semaphore(TURNS)
         self._bell = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -446,18 +445,15 @@ class _Fleet:
         loop = asyncio.get_running_loop()
         self._links.ring = lambda: None if loop.is_closed() else _soon(loop, self._ring)
         if scope["path"] == HEALTH:
-            await respond(send, 200, b'{"status": "ok"}')
+            await respond(send, 200, [b'{"status": "ok"}'])
         elif scope["method"] != "POST":
             await refuse(send, 405, "method-not-allowed")
-        elif scope["path"] in TRANSFERS:
-            async with self._turn():
-                await self._serve(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         # In the loop's own thread: the longest step hashes a part, and threads would cost more than they give.
-        request, verdict = self._open(scope, await read_body(receive))
+        request, verdict = self._open(scope, await read_body(receive, scope))
         if verdict is None and isinstance(request, PullMessagesRequest):
             node = request.node.node_id
             await self._until(lambda: self._links.has_message_for(node), HOLD_S)
@@ -468,25 +464,11 @@ class _Fleet:
         if verdict is not None:
             await refuse(send, *verdict)
             return
-        status, content = self._handle(scope["path"], request)
-        await (respond(send, 200, content, PROTOBUF_MEDIA_TYPE) if status == 200 else refuse(send, status, content))
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        await self._turns.acquire()
-        ended = [False]
-
-        def end() -> None:
-            if not ended[0]:
-                ended[0] = True
-                self._turns.release()
-
-        timer = asyncio.get_running_loop().call_later(TURN_S, end)  # a slow line goes on, but not in others' way
-        try:
-            yield
-        finally:
-            timer.cancel()
-            end()
+        status, *content = self._handle(scope["path"], request)
+        if status == 200:
+            await respond(send, 200, content, PROTOBUF_MEDIA_TYPE)
+        else:
+            await refuse(send, status, *content)
 
     async def _until(self, ready: Callable[[], bool], hold_s: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -503,7 +485,7 @@ class _Fleet:
         self._bell.set()
         self._bell = asyncio.Event()
 
-    def _open(self, scope: Scope, body: bytes) -> tuple[Any, Verdict]:
+    def _open(self, scope: Scope, body: bytearray) -> tuple[Any, Verdict]:
         """The request, and why it is refused (None where it is not)."""
         request = self._calls[scope["path"].removeprefix(FLEET)][0]()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -518,7 +500,10 @@ class _Fleet:
             return request, (400, "not-protobuf")
         return request, self._verdict(request)
 
-    def _handle(self, path: str, request: Any) -> tuple[int, Any]:
+    def _handle(self, path: str, request: Any) -> tuple[Any, ...]:
+        """Status and what follows: the pieces of a body, or a stable code."""
+        if isinstance(request, PullObjectRequest):
+            return 200, *self._object(request)
         try:
             return 200, self._calls[path.removeprefix(FLEET)][1](request).SerializeToString()
         except _Refused as refusal:
@@ -528,11 +513,14 @@ class _Fleet:
         except Exception:  # Flower's handlers raise KeyError and others on what they do not expect
             return 500, "internal-error"
 
-    def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+    def _object(self, request: PullObjectRequest) -> tuple[bytes, ...]:
+        """A PullObjectResponse in two pieces, the second of them the stored bytes themselves, uncopied."""
         content = self._links.object_store.get(request.object_id)
-        return PullObjectResponse(
-            object_found=content is not None, object_available=bool(content), object_content=content or b""
-        )
+        head = PullObjectResponse(object_found=content is not None, object_available=bool(content))
+        if not content:
+            return (head.SerializeToString(),)
+        number = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
+        return head.SerializeToString() + bytes([number << 3 | LENGTH_DELIMITED]) + _varint(len(content)), content
 
     def _push_object(self, request: PushObjectRequest) -> PushObjectResponse:
         content = request.object_content  # every look at this field copies it
@@ -580,6 +568,15 @@ class _Fleet:
         if metadata.message_id != tree.object_id or objects > self._objects_max:
             return 400, "message-schema"
         return None
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's encoding of a length."""
+    groups = [value & 0x7F]
+    while value := value >> 7:
+        groups[-1] |= 0x80
+        groups.append(value & 0x7F)
+    return bytes(groups)
 
 
 def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

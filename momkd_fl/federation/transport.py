@@ -11,7 +11,7 @@ import time
 from asyncio import sslproto
 from base64 import b64decode
 from binascii import Error as NotBase64
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,34 +164,37 @@ class Gate:
         return self._key_of[certificate]
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, scope: Scope) -> bytearray:
     """The whole body; its length was checked by the gate and is enforced by the HTTP parser."""
-    parts: list[bytes] = []
+    body = bytearray(int(dict(scope["headers"])[b"content-length"]))
+    filled = 0
     while True:
         event = await receive()
         if event["type"] != "http.request":
             raise ConnectionAbortedError
-        parts.append(event.get("body", b""))
+        part = event.get("body", b"")
+        body[filled : filled + len(part)] = part
+        filled += len(part)
         if not event.get("more_body", False):
-            return b"".join(parts)
+            return body
 
 
-async def respond(send: Send, status: int, body: bytes, media_type: str = "application/json") -> None:
+async def respond(send: Send, status: int, pieces: Sequence[bytes], media_type: str = "application/json") -> None:
     """One answer, in slices: each waits until the connection has taken the ones before it."""
-    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
+    length = sum(len(piece) for piece in pieces)
+    headers = [(b"content-type", media_type.encode()), (b"content-length", str(length).encode())]
     if status in (411, 413):
         headers.append((b"connection", b"close"))  # the body that was announced is never read
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    view = memoryview(body)
-    while len(view) > SLICE_BYTES:
-        await send({"type": "http.response.body", "body": bytes(view[:SLICE_BYTES]), "more_body": True})
-        view = view[SLICE_BYTES:]
-    await send({"type": "http.response.body", "body": bytes(view)})
+    for piece in pieces:
+        for start in range(0, len(piece), SLICE_BYTES):
+            await send({"type": "http.response.body", "body": piece[start : start + SLICE_BYTES], "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def refuse(send: Send, status: int, detail: str) -> None:
     """Answer with a stable code and nothing else."""
-    await respond(send, status, json.dumps({"detail": detail}).encode())
+    await respond(send, status, [json.dumps({"detail": detail}).encode()])
 
 
 class HttpsServer:

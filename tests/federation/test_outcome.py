@@ -113,8 +113,8 @@ def test_the_digest_of_the_model_changes_with_one_number(ended) -> None:
     weights = {name: value.copy() for name, value in best.weights.items()}
     weights["histology"][0] += np.float32(1e-3)
     changed = dataclasses.replace(outcome.chosen, best=dataclasses.replace(best, weights=weights))
-    assert checkpoint_digest(Outcome(outcome.state, changed)) != before
-    assert checkpoint_digest(Outcome(outcome.state, outcome.chosen)) == before
+    assert checkpoint_digest(Outcome(outcome.state, changed, {}, [])) != before
+    assert checkpoint_digest(Outcome(outcome.state, outcome.chosen, {}, [])) == before
 
 
 def test_a_refusal_stands_among_the_failures(ended) -> None:
