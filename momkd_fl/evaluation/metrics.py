@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from momkd_fl.evaluation.calibration import fit_logistic
 from momkd_fl.evaluation.results import MINIMUM_CELL
@@ -51,6 +50,8 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike, *, class_minimum: int = 1
     """Area under the ROC curve; None (not estimable) below ``class_minimum`` patients of a class."""
     if not estimable(labels, probabilities, class_minimum):
         return None
+    from sklearn.metrics import roc_auc_score  # half a second that a site, which only fills histograms, need not pay
+
     return float(np.mean([roc_auc_score(positive, score) for positive, score in columns(labels, probabilities)]))
 
 
@@ -58,6 +59,8 @@ def auprc(labels: ArrayLike, probabilities: ArrayLike, *, class_minimum: int = 1
     """Average precision; read it beside the prevalence, which is its value by chance."""
     if not estimable(labels, probabilities, class_minimum):
         return None
+    from sklearn.metrics import average_precision_score
+
     pairs = columns(labels, probabilities)
     return float(np.mean([average_precision_score(positive, score) for positive, score in pairs]))
 
