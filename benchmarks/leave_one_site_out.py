@@ -261,7 +261,9 @@ def main() -> int:
             worker.join()
         if any(worker.exitcode for worker in workers):
             return 1
-    return print_figures(figures_of(args.cohort, cells, out, args.tasks, external))
+    return print_figures(
+        figures_of("synthetic" if args.cohort == "demo" else args.cohort, cells, out, args.tasks, external)
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, call_roll, dismiss, send_plan
 from momkd_fl.federation.initialise import Start, initialise
-from momkd_fl.federation.messages import HelloReply
+from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply
+from momkd_fl.federation.plan import SitePlan, save_model
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
@@ -103,7 +104,16 @@ class Coordinator:
         self._admit(state, self.grid.online() - set(state.members))
         outcome = Outcome(state, chosen, closing.evaluate(state, chosen), self.failures)
         closing.farewell(state, chosen)
+        self._keep_model(state, chosen)
         return outcome
+
+    def _keep_model(self, state: ServerState, chosen: Chosen) -> None:
+        """The model the sites were handed, in one file beside the report."""
+        shared = self.config.model_dump(mode="json", include=set(SHARED_SECTIONS))
+        plan = SitePlan(state.run, shared, state.panel, state.architecture, state.space)
+        arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
+        path = self.config.output_dir / "model.safetensors"
+        save_model(path, plan, arrays, chosen.threshold, list(chosen.calibration))
 
     def _resumed(self) -> ServerState | None:
         if not self.checkpoint.exists():

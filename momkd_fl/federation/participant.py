@@ -39,9 +39,9 @@ from momkd_fl.federation.messages import (
     Train,
     TrainReply,
 )
-from momkd_fl.federation.plan import SitePlan, load_plan, save_plan
+from momkd_fl.federation.plan import SitePlan, load_plan, save_model, save_plan
 from momkd_fl.federation.site_data import cohort_loader, device_of
-from momkd_fl.federation.site_outputs import cohort_row, write_model, write_predictions
+from momkd_fl.federation.site_outputs import cohort_row, write_predictions
 from momkd_fl.federation.site_statistics import anchor_statistics, genomes
 from momkd_fl.federation.state import Arrays as SpaceArrays
 from momkd_fl.federation.work import Work
@@ -179,8 +179,7 @@ class Participant:
             self.mistake = UserError(body.code, body.sentence)
         elif self._plan is not None and request.arrays:
             path = self.state_dir / "model.safetensors"
-            frozen = {"threshold": body.threshold, "calibration": body.calibration}
-            write_model(path, self._plan, request.arrays, frozen)
+            save_model(path, self._plan, request.arrays, body.threshold, body.calibration)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
 

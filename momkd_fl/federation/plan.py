@@ -9,6 +9,7 @@ from typing import Any
 from momkd_fl.config.base import parse
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.federation.messages import Arrays as MessageArrays
 from momkd_fl.federation.state import Arrays
 from momkd_fl.training import checkpoint
 
@@ -38,13 +39,17 @@ class SitePlan:
 
 def save_plan(folder: Path, plan: SitePlan) -> None:
     """Keep the plan in the site's state folder."""
-    meta = {
-        "run": plan.run,
-        "federation": plan.federation,
-        "panel": list(plan.panel),
-        "architecture": plan.architecture,
-    }
-    checkpoint.save(folder / _FILE, plan.space, meta)
+    checkpoint.save(folder / _FILE, plan.space, _meta(plan))
+
+
+def save_model(
+    path: Path, plan: SitePlan, arrays: MessageArrays, threshold: float | None, calibration: list[float] | None
+) -> None:
+    """The selected weights and memory (groups of arrays) with all that gives them meaning, as one file."""
+    tensors = {f"{group}/{name}": value for group, members in arrays.items() for name, value in members.items()}
+    tensors |= {f"space/{name}": value for name, value in plan.space.items()}
+    frozen = {"threshold": threshold, "calibration": calibration}
+    checkpoint.save(path, tensors, {**_meta(plan), **frozen})
 
 
 def load_plan(folder: Path, run: str) -> SitePlan:
@@ -62,3 +67,12 @@ def load_plan(folder: Path, run: str) -> SitePlan:
     if meta.get("run") != run:
         raise UserError("plan-missing", f"{folder}: no plan of run {run} is kept here; waiting to be greeted again.")
     return SitePlan(run, meta["federation"], tuple(meta["panel"]), meta["architecture"], space)
+
+
+def _meta(plan: SitePlan) -> dict[str, Any]:
+    return {
+        "run": plan.run,
+        "federation": plan.federation,
+        "panel": list(plan.panel),
+        "architecture": plan.architecture,
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ from momkd_fl.data.cohort import Cohort
 from momkd_fl.evaluation.disclosure import publishable
 from momkd_fl.evaluation.results import Cohort as CohortRow
 from momkd_fl.evaluation.results import TaskCohort
-from momkd_fl.federation.messages import Arrays
-from momkd_fl.federation.plan import SitePlan
 from momkd_fl.training import checkpoint
 from momkd_fl.training.loop import Prediction
 
@@ -27,20 +24,6 @@ def write_predictions(path: Path, scored: Prediction) -> None:
     for patient, label, row in zip(scored.ids, scored.labels, scored.probabilities, strict=True):
         writer.writerow([patient, int(label), *(f"{value:.8g}" for value in row)])
     checkpoint.write_durably(path, text.getvalue().encode())
-
-
-def write_model(path: Path, plan: SitePlan, arrays: Arrays, frozen: Mapping[str, object]) -> None:
-    """The selected weights and memory with all that gives them meaning, as one file of the site's own."""
-    tensors = {f"{group}/{name}": value for group, members in arrays.items() for name, value in members.items()}
-    tensors |= {f"space/{name}": value for name, value in plan.space.items()}
-    meta = {
-        "run": plan.run,
-        "federation": plan.federation,
-        "panel": list(plan.panel),
-        "architecture": plan.architecture,
-        **frozen,
-    }
-    checkpoint.save(path, tensors, meta)
 
 
 def cohort_row(cohort: Cohort) -> CohortRow:
