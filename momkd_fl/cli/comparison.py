@@ -28,7 +28,7 @@ from momkd_fl.federation.comparators import (
     random_memory_scores,
     read_predictions,
 )
-from momkd_fl.federation.outcome import compared, write_outcome
+from momkd_fl.federation.outcome import compared, with_data_digest, write_outcome
 
 JOBS = 2
 
@@ -67,6 +67,7 @@ def compare_and_report(
         phases={**phases, "comparators": time.monotonic() - began},
     )
     found = dataclasses.replace(seen, origin="synthetic", seconds=seconds, peak_rss_mb=peak_rss_mb())
+    found = with_data_digest(found, states_dir)
     return write_outcome(compared(found, config, scores, local_sites(comparators, config)), out)
 
 

@@ -23,7 +23,7 @@ from momkd_fl.federation.comparators import (
     random_memory_scores,
 )
 from momkd_fl.federation.coordinator import Outcome
-from momkd_fl.federation.outcome import Circumstances, compared, results_of, write_outcome
+from momkd_fl.federation.outcome import Circumstances, compared, results_of, with_data_digest, write_outcome
 from momkd_fl.federation.simulate import member_sites, simulate
 from momkd_fl.federation.site_data import device_of
 from momkd_fl.federation.watch import open_watch
@@ -73,6 +73,7 @@ def report(
     """Results and page of a run whose predictions lie in ``folder`` and whose comparators' in ``base``."""
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results = results_of(config, outcome, Circumstances("simulation", run_seconds, peak_mb, phases=phases))
+    results = with_data_digest(results, folder / "sites")
     if tested and all(predictions_path(folder, site).exists() for site in tested):
         scores: dict[Method, Models] = {"federated": arm_scores(folder, tested), **collect(base, config)}
         results = compared(results, config, scores, local_sites(base, config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -124,6 +125,15 @@ def write_outcome(results: Results, folder: Path) -> Path:
     write_results(results, folder)
     page, _ = write_report(results, {}, folder / "report.html")
     return page
+
+
+def with_data_digest(results: Results, states_dir: Path) -> Results:
+    """The results with one digest over the sites' own, where this machine holds every site's state."""
+    found = {
+        path.parent.name: json.loads(path.read_text("utf-8"))["data"] for path in states_dir.glob("*/provenance.json")
+    }
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return replace(results, provenance=replace(results.provenance, data=digest))
 
 
 def binned_scores(outcome: Outcome) -> dict[Method, Models]:

@@ -6,6 +6,7 @@ module returns is what the messages' schemas allow, nothing else.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from momkd_fl import __version__
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
-from momkd_fl.data.fingerprint import Fingerprint
+from momkd_fl.data.fingerprint import Fingerprint, data_digest
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import (
@@ -48,6 +49,7 @@ from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import architecture_hash
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums
+from momkd_fl.training import checkpoint
 from momkd_fl.training.loop import Prediction
 
 LoadCohort = Callable[[FederationConfig], tuple[Cohort, Fingerprint]]
@@ -180,6 +182,7 @@ class Participant:
         elif self._plan is not None and request.arrays:
             path = self.state_dir / "model.safetensors"
             save_model(path, self._plan, request.arrays, body.threshold, body.calibration)
+            self._keep_provenance(self._plan)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
 
@@ -191,6 +194,12 @@ class Participant:
         self._plan, self._work = SitePlan(run, shared, panel, space=dict(space)), None
         work = self._ready(run)
         return work.score(work.receive(state), "test")
+
+    def _keep_provenance(self, plan: SitePlan) -> None:
+        """What was trained on, for the site's own records: the digest depends on labels, so it stays here."""
+        known = {"run": plan.run, "software": __version__, "data": data_digest(self._cohort(plan.config)[0])}
+        path = self.state_dir / "provenance.json"
+        checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
         if self._loaded is None or self._loaded[0].task != config.task:
