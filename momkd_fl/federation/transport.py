@@ -28,7 +28,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-BUFFER_BYTES = SLICE_BYTES = 64 * 1024
+BUFFER_BYTES = SLICE_BYTES = 32 * 1024
 """What a connection holds at a time, read or written; asyncio would keep several times 256 KiB for each, for good."""
 PEER = "momkd.peer_certificate"
 SITE = "momkd.site"
@@ -215,6 +215,7 @@ class HttpsServer:
         config = uvicorn.Config(
             app,
             ssl_context_factory=lambda *_: context,
+            loop="asyncio",  # uvloop keeps half a MB for each connection
             http=PeerCertificateProtocol,
             ws="none",
             lifespan="off",
