@@ -17,7 +17,18 @@ from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
 from momkd_fl.federation.connection import Connection
 from momkd_fl.federation.flower import SiteSession
-from momkd_fl.federation.messages import EVALUATE, FINISH, HELLO, INITIALISE, PLAN, TRAIN, Kind, answer, open_request
+from momkd_fl.federation.messages import (
+    EVALUATE,
+    FINISH,
+    HELLO,
+    INITIALISE,
+    PLAN,
+    TRAIN,
+    Kind,
+    TrainReply,
+    answer,
+    open_request,
+)
 from momkd_fl.federation.participant import Participant, site_participant
 from momkd_fl.federation.site_data import preview
 from momkd_fl.telemetry.logs import JsonLog
@@ -26,7 +37,9 @@ from momkd_fl.telemetry.metrics import ClientMetrics
 Say = Callable[[str], None]
 
 
-def make_client_app(participant: Participant, say: Say, log: JsonLog | None = None) -> ClientApp:
+def make_client_app(
+    participant: Participant, say: Say, log: JsonLog | None = None, metrics: ClientMetrics | None = None
+) -> ClientApp:
     """The ClientApp of one site. All code is here, installed at the site; messages bring data only.
 
     A mistake at the site becomes its sentence on the site's own screen and its stable code to the coordinator.
@@ -40,13 +53,16 @@ def make_client_app(participant: Participant, say: Say, log: JsonLog | None = No
         except UserError as mistake:
             say(str(mistake))
             code = mistake.code
-            if kind in (HELLO, PLAN):
+            if kind in (HELLO, PLAN) and code != "plan-missing":
                 participant.give_up(mistake)
         except Exception:  # a bug must neither end the process nor tell the coordinator what it was holding
             traceback.print_exc(file=sys.stderr)
             code = "internal-error"
         else:
-            return answer(kind, request, parcel, body, arrays)
+            reply = answer(kind, request, parcel, body, arrays)
+            if metrics is not None:
+                _measure(metrics, parcel.round, body, received=payload_bytes(request), sent=payload_bytes(reply))
+            return reply
         if log is not None:
             log.event("refused", level="error", code=code)
         return messages.refuse(request, code)
@@ -76,6 +92,21 @@ def make_client_app(participant: Participant, say: Say, log: JsonLog | None = No
         return serve(FINISH, request, participant.finish)
 
     return app
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of the arrays a message carries."""
+    records = message.content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
+
+
+def _measure(metrics: ClientMetrics, number: int, body: Any, *, received: int, sent: int) -> None:
+    metrics.traffic(sent=sent, received=received)
+    if isinstance(body, TrainReply):
+        metrics.round_started(number)
+        for phase, seconds in body.seconds.items():
+            metrics.seconds(phase, seconds)
+        metrics.round_ended()
 
 
 def run_site(config: SiteConfig, stop: threading.Event) -> None:
@@ -110,6 +141,6 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
             say=Connection(say, log, metrics).event,
         )
         context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        session.run(make_client_app(participant, say, log), context, stop, lambda _: participant.over)
+        session.run(make_client_app(participant, say, log, metrics), context, stop, lambda _: participant.over)
         if participant.mistake is not None:
             raise participant.mistake

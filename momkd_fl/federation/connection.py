@@ -49,9 +49,6 @@ class Connection:
             self.log.event("answer_dropped", level="warning")
         elif event == "sent" and "seconds" in fields:
             self.log.event("answered", seconds=float(fields["seconds"]))
-            if fields.get("kind") == "train":
-                self.metrics.round_ended()
-                self.metrics.seconds("train", float(fields["seconds"]))
 
     def _waiting(self, waited_s: float, url: str, reason: str) -> None:
         self._lost = True

@@ -171,6 +171,7 @@ class Coordinator:
             members={},
             weights=initial_weights(shape, self.config.seed),
             memory=initial_memory(self.config, shape),
+            seed=self.config.seed,
         )
         with self.watch.phase("plan"):
             planned = self._plan(state, hellos)

@@ -149,7 +149,7 @@ class Participant:
         seed = int(
             np.random.SeedSequence((work.config.seed, request.round, _site_seed(self.site))).generate_state(1)[0]
         )
-        validated = _timed(seconds, "validate", lambda: work.score(memory, "validation"))
+        validated = _timed(seconds, "evaluate", lambda: work.score(memory, "validation"))
         sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
         report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body.proximal_mu))
         reply = TrainReply(

@@ -72,6 +72,7 @@ class ServerState:
     optimiser: Arrays = field(default_factory=dict)
     history: tuple[RoundRecord, ...] = ()
     best: Best | None = None
+    seed: int = 0
 
     def after(self, **changes: Any) -> ServerState:
         """A copy with some fields replaced."""
@@ -89,6 +90,7 @@ def save(path: Path, state: ServerState) -> None:
         "format": FORMAT,
         "run": state.run,
         "round": state.round,
+        "seed": state.seed,
         "config_digest": state.config_digest,
         "architecture": state.architecture,
         "panel": list(state.panel),
@@ -124,6 +126,7 @@ def load(path: Path) -> ServerState:
         members=meta["members"],
         history=tuple(RoundRecord(**record) for record in meta["history"]),
         best=best,
+        seed=meta["seed"],
         **{group: _under(tensors, f"{group}/") for group in _GROUPS},
     )
 
