@@ -144,7 +144,7 @@ class Rounds(Strict):
         600.0, gt=0, description="How long to wait for every listed site at the start, then go on with a quorum."
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many rounds without a better validation loss; none: never."
+        None, ge=1, description="Stop after this many rounds without a better validation AUROC; none: never."
     )
 
 

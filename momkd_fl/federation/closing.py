@@ -12,7 +12,7 @@ from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.messages import EVALUATE, FINISH, Evaluate, EvaluateReply, Finish, Parcel
-from momkd_fl.federation.rounds import balanced_loss
+from momkd_fl.federation.rounds import balanced_loss, better
 from momkd_fl.federation.state import Arrays, Best, ServerState
 from momkd_fl.federation.watch import Watch
 
@@ -53,8 +53,8 @@ class Closing:
             scores = _summed_scores(answers)
             sums = np.sum([parcel.body.loss_sum for parcel in answers.values()], axis=0)
             loss = balanced_loss(sums, scores)
-            if loss is not None and (best is None or loss < best.loss):
-                best = Best(state.round, loss, state.weights, state.memory, scores)
+            if loss is not None:
+                best = better(best, Best(state.round, loss, state.weights, state.memory, scores))
         if best is None:
             raise UserError(
                 "validation-not-estimable",

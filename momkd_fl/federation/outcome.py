@@ -80,7 +80,7 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         selection={
             task: Selection(
                 chosen.best.round,
-                "class-balanced log loss of the training sites' validation patients",
+                "AUROC of the training sites' validation patients together, from their summed score histograms",
                 threshold,
                 {"slope": chosen.calibration[0], "intercept": chosen.calibration[1]},
             )

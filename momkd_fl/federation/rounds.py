@@ -153,6 +153,21 @@ def exhausted(state: ServerState, patience: int | None) -> bool:
     return patience is not None and state.best is not None and state.round - 1 - state.best.round >= patience
 
 
+def better(best: Best | None, now: Best) -> Best:
+    """The one whose validation patients are ranked better (AUROC of the summed histogram); of equals, the lower loss.
+
+    Ranking, because with class-balanced training the loss is lowest before the student has learnt to be confident:
+    selected by loss, runs on rare classes stopped at their first round.
+    """
+    if best is None:
+        return now
+
+    def rank(one: Best) -> tuple[float, float]:
+        return ScoreHistogram.from_arrays(one.scores).auroc(minimum=1) or 0.0, -one.loss
+
+    return now if rank(now) > rank(best) else best
+
+
 def balanced_loss(loss_sums: np.ndarray, scores: Arrays) -> float | None:
     """Class-balanced mean log loss from sums per class (C,) and the histograms' counts; None where a class lacks."""
     counts = ScoreHistogram.from_arrays(scores).class_counts()
@@ -186,10 +201,11 @@ def _select(state: ServerState, seen: Contributions) -> tuple[Best | None, float
     sums = np.sum([body.loss_sum for body in seen.bodies.values()], axis=0)
     loss = balanced_loss(sums, seen.scores)
     auroc = ScoreHistogram.from_arrays(seen.scores).auroc(minimum=1)
-    if loss is None or (state.best is not None and state.best.loss <= loss):
+    if loss is None:
         return state.best, loss, auroc
     scores = {name: value.copy() for name, value in seen.scores.items()}
-    return Best(state.round, loss, state.weights, state.memory, scores), loss, auroc
+    now = Best(state.round, loss, state.weights, state.memory, scores)
+    return better(state.best, now), loss, auroc
 
 
 def _report_absent(course: Course, seen: Contributions) -> None:

@@ -44,7 +44,7 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Best:
-    """The matched weights and memory with the lowest validation loss so far, and the score histogram behind it."""
+    """The matched weights and memory that ranked the validation patients best so far, and their score histogram."""
 
     round: int
     loss: float
@@ -113,6 +113,17 @@ def load(path: Path) -> ServerState:
             f"{path}: written by another version of momkd-fl (format {meta.get('format')!r}). "
             "Resume with that version, or start anew with --fresh.",
         )
+    try:
+        return _read(tensors, meta)
+    except (KeyError, TypeError):
+        raise UserError(
+            "checkpoint-format",
+            f"{path}: this checkpoint lacks what this version of momkd-fl needs. Resume with the version that wrote "
+            "it, or start anew with --fresh.",
+        ) from None
+
+
+def _read(tensors: Arrays, meta: dict[str, Any]) -> ServerState:
     best = None
     if "best" in meta:
         groups = {group: _under(tensors, f"best/{group}/") for group in _BEST_GROUPS}
