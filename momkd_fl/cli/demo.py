@@ -19,9 +19,9 @@ from momkd_fl.synth.cohort import DEMO_SITES, SynthSite, write_consortium
 TASK = "PR"
 DIM = 256
 SETTINGS: dict[str, Any] = {
-    "model": {"hidden_dim": 64, "memory_dim": 32},
+    "model": {"hidden_dim": 64, "memory_dim": 32, "neighbours": 4, "dropout": 0.25},
     "memory": {"slots": 4},
-    "training": {"patients_per_step": 16, "learning_rate": 2e-3, "precision": "fp32"},
+    "training": {"patients_per_step": 8, "learning_rate": 4e-3, "max_patches": 32, "precision": "fp32"},
     "genes": {"panel": "pam50"},
 }
 ROUNDS = 15

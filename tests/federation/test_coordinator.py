@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation import state as states
 from momkd_fl.federation.coordinator import Coordinator, Outcome, config_digest
 from momkd_fl.federation.messages import Parcel, Plan, PlanReply
@@ -46,7 +47,8 @@ def test_a_run_has_every_round_once_and_selects_and_tests_one_model(undisturbed)
     assert set(outcome.evaluations["validation"]) == {"ash", "birch"}
     assert set(outcome.evaluations["test"]) == {"holly"}
     assert outcome.failures == []
-    assert outcome.chosen.best.loss <= min(record.loss for record in outcome.state.history)
+    chosen = ScoreHistogram.from_arrays(outcome.chosen.best.scores).auroc(minimum=1)
+    assert chosen >= max(record.auroc for record in outcome.state.history)
 
 
 def test_a_site_that_evaluates_is_never_asked_to_train_or_to_count(undisturbed) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.coordinator import Coordinator
-from momkd_fl.federation.rounds import balanced_loss, exhausted, wait_for_quorum
+from momkd_fl.federation.rounds import balanced_loss, better, exhausted, wait_for_quorum
 from momkd_fl.federation.state import Best, ServerState
 from momkd_fl.federation.watch import unwatched
 
@@ -59,6 +60,22 @@ def test_a_stop_ends_the_wait_for_a_quorum(in_process) -> None:
     assert wait_for_quorum(course, 1) == {"ash", "birch"}
 
 
+def histogram(positives: list[int], negatives: list[int]) -> dict[str, Any]:
+    """Scores of one run's validation patients: counts of the two classes by bin."""
+    return {"counts": np.array([[negatives, positives]], np.float32)}
+
+
+def test_the_better_state_ranks_better_and_of_equals_has_the_lower_loss() -> None:
+    poor = Best(1, 0.2, {}, {}, histogram([1, 1], [1, 1]))
+    good = Best(2, 0.9, {}, {}, histogram([0, 2], [2, 0]))
+    same = Best(3, 0.5, {}, {}, histogram([0, 2], [2, 0]))
+    assert better(None, poor) is poor
+    assert better(poor, good) is good  # although its loss is higher
+    assert better(good, poor) is good
+    assert better(good, same) is same
+    assert better(same, good) is same
+
+
 def test_a_run_stops_early_when_validation_no_longer_improves(in_process) -> None:
     consortium = in_process(
         PAIR,
@@ -69,6 +86,6 @@ def test_a_run_stops_early_when_validation_no_longer_improves(in_process) -> Non
     outcome = Coordinator(consortium.config, consortium.grid(), watch, threading.Event(), lambda: {}).run()
     assert outcome is not None
     assert outcome.state.round < 9
-    losses = [record.loss for record in outcome.state.history]
-    assert outcome.chosen.best.round == int(np.argmin(losses))
-    assert len(losses) == outcome.chosen.best.round + 2
+    history = outcome.state.history
+    best = max(range(len(history)), key=lambda number: (history[number].auroc or 0.0, -(history[number].loss or 0.0)))
+    assert len(history) == best + 2  # one round more, and it was not better
