@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+READING = ("<!-- reading -->", "<!-- /reading -->")
+"""What stands between these marks in docs/results.md is written by hand and kept."""
 MARKS = ("<!-- figures -->", "<!-- /figures -->")
 SECTIONS = {
     "demo": ("The demo", "`make bench ONLY=demo`: a bare clone, two cores, eight sites and a server as processes."),
@@ -57,6 +59,13 @@ def table(figures: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _reading() -> str:
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text("utf-8") if page.exists() else ""
+    found = re.search(re.escape(READING[0]) + r".*?" + re.escape(READING[1]), text, flags=re.DOTALL)
+    return found.group(0) if found else "\n".join(READING)
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,7 +74,7 @@ def main() -> int:
     figures = [
         json.loads(line) for path in args.files for line in path.read_text("utf-8").splitlines() if line.startswith("{")
     ]
-    parts = ["# Results", "", "Every number is printed by the command that stands above it.", ""]
+    parts = ["# Results", "", "Every number is printed by the command that stands above it.", "", _reading(), ""]
     for prefix, (title, how) in SECTIONS.items():
         mine = [one for one in figures if one["figure"].split(".")[0] == prefix]
         if mine:

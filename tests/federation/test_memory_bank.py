@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from momkd_fl.federation.memory_bank import Movement, effective_slots, move_slots
+from momkd_fl.federation.memory_bank import Movement, effective_slots, move_slots, slot_cosine
 
 E1, E2, E3 = np.eye(3)
 Statistics = dict[str, NDArray[np.float64]]
@@ -203,4 +203,12 @@ def test_effective_slots() -> None:
 
 def test_movement_reports_effective_slots_of_histology() -> None:
     _, movement = one_slot(E1, {"histology": 5.0 * E2}, {"histology": 9})
-    assert movement == Movement(movement.slot_movement_rad, 1.0, 1.0)
+    assert movement == Movement(movement.slot_movement_rad, 1.0, 1.0, 0.0)
+
+
+def test_slots_that_collapse_are_seen_by_their_cosine_though_their_counts_are_even() -> None:
+    apart = np.eye(4, dtype=np.float32)[None]
+    alike = np.tile(apart[:, :1], (1, 4, 1))
+    assert slot_cosine(apart) == pytest.approx(0.0)
+    assert slot_cosine(alike) == pytest.approx(1.0)
+    assert effective_slots(np.full((1, 4), 2.0)) == pytest.approx(4.0)
