@@ -55,7 +55,7 @@ def table(figures: list[dict[str, Any]]) -> str:
         interval = " to ".join(f"{end:g}" for end in one["interval"]) if "interval" in one else ""
         holds = "" if one.get("holds") is None else "yes" if one["holds"] else "**no**"
         value = "not estimable" if one["value"] is None else f"{one['value']:g} {one['unit']}"
-        lines.append(f"| {one['figure']} | {value} | {interval} | {one.get('target', '')} | {holds} |")
+        lines.append(f"| {one['figure']} | {value} | {interval} | {one.get('target') or ''} | {holds} |")
     return "\n".join(lines)
 
 
