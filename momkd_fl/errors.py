@@ -1,7 +1,7 @@
 """The one kind of error a person is meant to read.
 
 Any room may raise it; it imports nothing. Every code is stable and listed in
-``docs/errors.md`` (written from the calls in the source by ``momkd docs``).
+``docs/errors.md`` (written from the calls in the source by ``make docs``).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from momkd_fl.config.site import SiteConfig
 
 _HEAD = """# Configuration reference
 
-Written by `momkd docs` from the models in `momkd_fl/config`; a test fails when it is out of date.
+Written by `make docs` from the models in `momkd_fl/config`; a test fails when it is out of date.
 Unknown keys are refused with the nearest known key. Relative paths are relative to the file that names
 them. Secrets are never written in a file: a key ending in `_env` names the environment variable to read.
 """
