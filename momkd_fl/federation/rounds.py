@@ -88,20 +88,21 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
         replies = course.grid.send_and_receive(outgoing, timeout=rounds.deadline_s)
         record, _ = strategy.aggregate_train(number, replies)
     seen = strategy.contributions
+    if course.stop.is_set():
+        return None  # whoever stopped the run waited for nobody: no site is late
     _report_absent(course, seen)
     seen.states |= dict.fromkeys(absent, "missing")
-    if record is None or course.stop.is_set():
-        if not course.stop.is_set():
-            course.watch.metrics.round_ended("below_quorum")
-            course.watch.say(
-                f"Round {number}: {len(seen.trained)} replies, quorum {rounds.quorum}. Nothing was changed; "
-                "the round will be repeated.",
-                "round_below_quorum",
-                level="warning",
-                round=number,
-                replies=len(seen.trained),
-                quorum=rounds.quorum,
-            )
+    if record is None:
+        course.watch.metrics.round_ended("below_quorum")
+        course.watch.say(
+            f"Round {number}: {len(seen.trained)} replies, quorum {rounds.quorum}. Nothing was changed; "
+            "the round will be repeated.",
+            "round_below_quorum",
+            level="warning",
+            round=number,
+            replies=len(seen.trained),
+            quorum=rounds.quorum,
+        )
         return None
     memory, movement = _move(state, seen, course.config)
     best, loss, auroc = _select(state, seen)
