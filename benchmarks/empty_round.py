@@ -30,6 +30,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from benchmarks.figures import Figure, print_figures
 from momkd_fl.federation.flower import FleetServer, SiteSession
 from momkd_fl.security.pki import create_root, issue_server, issue_site, public_key_of
 
@@ -90,25 +91,23 @@ def _provision(folder: Path, sites: int) -> Path:
 
 
 def _report(runs: list[Measured], ratio: float, parameters: int) -> int:
-    missed = 0
-
-    def tell(figure: str, value: float, unit: str, target: float | None) -> None:
-        nonlocal missed
-        holds = None if target is None else value <= target
-        missed += holds is False
-        line = {"figure": figure, "value": round(value, 4), "unit": unit, "target": target, "holds": holds}
-        print(json.dumps(line), flush=True)
-
-    for run in runs:
-        tell(f"round.empty_s.{run.sites}_sites", run.round_s, "s", ROUND_S.get(run.sites))
-    tell("round.server_cpu_ms", max(run.server_cpu_ms for run in runs), "ms per site and round", SERVER_CPU_MS)
-    tell("round.bytes_ratio", ratio, "bytes per byte of parameters, after 4 KB", BYTES_RATIO)
+    figures = [_figure(f"round.empty_s.{run.sites}_sites", run.round_s, "s", ROUND_S.get(run.sites)) for run in runs]
+    cpu_ms = max(run.server_cpu_ms for run in runs)
+    figures.append(_figure("round.server_cpu_ms", cpu_ms, "ms per site and round", SERVER_CPU_MS))
+    figures.append(_figure("round.bytes_ratio", ratio, "bytes per byte of parameters, after 4 KB", BYTES_RATIO))
     model_mb = parameters * 4 / 2**20
     for run in runs:
         allowed = runs[0].server_rss_mb + RSS_SLOPE * model_mb * (run.sites - runs[0].sites)
-        target = None if run is runs[0] else round(allowed, 1)
-        tell(f"round.server_rss_mb.{run.sites}", run.server_rss_mb, "MB", target)
-    return int(missed > 0)
+        most = None if run is runs[0] else round(allowed, 1)
+        figures.append(_figure(f"round.server_rss_mb.{run.sites}", run.server_rss_mb, "MB", most))
+    return print_figures(figures)
+
+
+def _figure(name: str, value: float, unit: str, most: float | None) -> Figure:
+    """A figure that should be at most ``most``."""
+    if most is None:
+        return Figure(name, round(value, 4), unit)
+    return Figure(name, round(value, 4), unit, f"<={most:g}", value <= most)
 
 
 # ------------------------------------------------------------------------------------------------ the parent's side

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from momkd_fl.config.base import load, parse
+from momkd_fl.config.base import load
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation.comparators import Arm, Shelf, finished, run_arm
@@ -41,11 +41,8 @@ def run_arms(
     names = ", ".join(arm.name for arm in left)
     say(f"Training {len(left)} models to compare with ({names}).")
     context = multiprocessing.get_context("spawn")
-    text = base.model_dump_json()
-    files = {site: str(path) for site, path in site_files.items()}
     workers = [
-        context.Process(target=_work, args=(text, files, [vars(arm) for arm in share], str(folder)), daemon=True)
-        for share in shares
+        context.Process(target=_work, args=(base, dict(site_files), share, folder), daemon=True) for share in shares
     ]
     for worker in workers:
         worker.start()
@@ -71,12 +68,10 @@ def run_here(base: FederationConfig, site_files: Mapping[str, Path], arms: Seque
             run_arm(arm, base, shelf, folder / arm.name, unwatched(config), threading.Event())
 
 
-def _work(text: str, files: dict[str, str], arms: list[dict[str, object]], folder: str) -> None:
+def _work(base: FederationConfig, files: Mapping[str, Path], arms: Sequence[Arm], folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    raw = FederationConfig.model_validate_json(text).model_dump(mode="json")
-    base = parse(raw, FederationConfig, Path(folder) / "federation.yaml")
-    run_here(base, {site: Path(path) for site, path in files.items()}, [Arm(**arm) for arm in arms], Path(folder))  # type: ignore[arg-type]
+    run_here(base, files, arms, folder)
 
 
 def _end_with_parent() -> None:
