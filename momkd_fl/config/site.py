@@ -124,6 +124,9 @@ class Data(Strict):
         None,
         description="csv with columns patient,split (train or validation). Default: a seeded stratified split.",
     )
+    minimum_per_class: int = Field(
+        5, ge=1, description="Fewest patients with slides of each class that pass the preflight without a warning."
+    )
     cache_mb: int = Field(2048, ge=0, description="Memory for features kept between epochs, in MB.")
 
 

@@ -30,7 +30,7 @@ from momkd_fl.federation.messages import (
     open_request,
 )
 from momkd_fl.federation.participant import Participant, site_participant
-from momkd_fl.federation.site_data import preview
+from momkd_fl.federation.preflight import check_site, refuse_failures
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
@@ -128,7 +128,7 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         def say(sentence: str) -> None:
             print(f"[{config.site}] {sentence}", file=sys.stderr, flush=True)
 
-        preview(config, say)
+        _preflight(config, say)
         participant = site_participant(config, say)
         session = SiteSession(
             config.connection.url,
@@ -144,3 +144,13 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         session.run(make_client_app(participant, say, log, metrics), context, stop, lambda _: participant.over)
         if participant.mistake is not None:
             raise participant.mistake
+
+
+def _preflight(config: SiteConfig, say: Say) -> None:
+    """The checks of ``momkd check`` that need neither the server nor every value, before anything is asked."""
+    findings = check_site(config, lambda what, done, total: None, values=False, network=False)
+    for found in findings:
+        if found.status == "WARN":
+            say(f"{found.sentence} {found.mend}".strip())
+    refuse_failures(findings)
+    say("The site's files passed the checks ('momkd check' shows them all).")
