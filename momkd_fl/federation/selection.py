@@ -23,6 +23,10 @@ VARIANCE_FLOOR = 0.1
 """Share of the median gene's spread within classes that every gene's is taken to have at least: a gene that hardly
 varies would else win on the noise of its own denominator."""
 
+EXPLAINED_MAX = 1e-4
+"""The same floor as a share of the median gene's whole spread: with hardly more patients than classes nothing is left
+within classes but rounding."""
+
 Floats = NDArray[np.float64]
 
 
@@ -72,7 +76,10 @@ def strength(total: Mapping[str, NDArray[np.floating]]) -> Floats:
     varying = squares > 0.0
     if not varying.any():
         return np.zeros_like(squares)
-    floor = max(VARIANCE_FLOOR * float(np.median(within[varying])), 1e-9 * float(squares.max()))
+    floor = max(
+        VARIANCE_FLOOR * float(np.median(within[varying])),
+        EXPLAINED_MAX * float(np.median(squares[varying])),
+    )
     return np.where(varying, between / np.maximum(within, floor), 0.0)
 
 
