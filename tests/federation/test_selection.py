@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from momkd_fl.config.base import load
+from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Patient
 from momkd_fl.errors import UserError
 from momkd_fl.federation.client import payload_bytes
+from momkd_fl.federation.comparators import Shelf, comparator_arms, run_arm
 from momkd_fl.federation.coordinator import Coordinator, Outcome
-from momkd_fl.federation.messages import Parcel, Select
+from momkd_fl.federation.messages import SELECT, Parcel, Select, SelectReply, answer, ask, open_request
 from momkd_fl.federation.selection import strength, strongest
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.privacy.statistics import selection_sums
 
 MEMBERS = {"ash": "train", "birch": "train", "cedar": "train", "holly": "evaluate"}
+REAL_DATA = Path(os.environ.get("MOMKD_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LEARNT = {"genes": {"panel": "learnt", "count": 8}}
 ROUNDS = {"count": 1, "quorum": 2, "deadline_s": 5.0, "gather_s": 0.01}
 
@@ -267,11 +275,42 @@ def test_the_panel_survives_a_restart_without_being_asked_for_again(in_process, 
 
 @pytest.mark.usefixtures("task")
 def test_the_reply_costs_four_bytes_a_gene_and_class_and_four_a_gene() -> None:
-    from flwr.app import Message
-
-    from momkd_fl.federation.messages import SELECT, SelectReply, answer, ask, open_request
-
     sums = selection_sums(np.ones((4, 1000)), np.array([0, 1, 0, 1]), np.zeros(4), 2)
     request = ask(SELECT, Select(candidates=[f"GENE{n}" for n in range(1000)]), 1, run="r", round=0, arrays={})
-    reply: Message = answer(SELECT, request, open_request(request, SELECT), SelectReply(), {"statistics": sums})
+    reply = answer(SELECT, request, open_request(request, SELECT), SelectReply(), {"statistics": sums})
     assert 12_000 < payload_bytes(reply) < 12_600
+
+
+def test_data_pooled_on_one_machine_give_the_federation_s_panel_and_a_site_alone_its_own(
+    learnt, in_process, hospitals, tmp_path
+) -> None:
+    outcome, _ = learnt
+    base = in_process(MEMBERS, rounds=ROUNDS, **LEARNT).config
+    sites = {site: load(hospitals / site / "site.yaml", SiteConfig) for site in MEMBERS}
+    shelf = Shelf(sites, torch.device("cpu"))
+    arms = {arm.name: arm for arm in comparator_arms(base)}
+    panels = {}
+    for name in ("pooled", "local-ash", "local-birch"):
+        config = arms[name].config(base, tmp_path / name)
+        trained = run_arm(arms[name], base, shelf, tmp_path / name, unwatched(config), threading.Event())
+        assert trained is not None
+        panels[name] = trained.state.panel
+    assert panels["pooled"] == outcome.state.panel
+    assert len(panels["local-ash"]) == 8
+    assert panels["local-ash"] != outcome.state.panel
+    assert panels["local-birch"] == ()  # it has no genomics
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("task", "known"), [("HER2", {"ERBB2", "GRB7"}), ("PR", {"PGR", "ESR1"})])
+def test_the_genes_that_pathology_measures_come_first_over_six_real_hospitals(task: str, known: set[str]) -> None:
+    folder = REAL_DATA / "tcga-brca"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    labels = pd.read_csv(folder / "labels.csv", dtype={"patient": str, "tss": str}, index_col="patient")
+    genes = pd.read_csv(folder / "pam50_log2rsem.csv.gz", index_col=0)
+    rows = labels.loc[labels.index.intersection(genes.index)].dropna(subset=[task])
+    rows = rows[rows["tss"].isin(rows["tss"].value_counts().index[:6])]
+    values = genes.loc[rows.index].to_numpy(np.float64)
+    total = added(values, rows[task].to_numpy(np.int64), rows["tss"].to_numpy(np.str_), 2)
+    assert set(strongest(list(genes.columns), strength(total), 2)) == known
