@@ -46,8 +46,8 @@ class Roll:
     def warnings(self) -> list[str]:
         """A sentence for each difference that stops nobody."""
         return [
-            f"site {one.site}: field '{one.field}' is {one.here!r}, the federation's is {one.federation!r}; "
-            "the run goes on."
+            f"site {one.site}: field '{one.field}' is {'not stated' if one.here is None else repr(one.here)}, the "
+            f"federation's is {one.federation!r}; the run goes on."
             for one in self.differing
             if not one.stopped
         ]
@@ -207,12 +207,22 @@ def _unlisted(config: FederationConfig, site: str, hello: HelloReply) -> list[Di
 def _compared(
     config: FederationConfig, site: str, fingerprint: Mapping[str, Any], genomics: bool, reference: dict[str, Any]
 ) -> list[Disagreement]:
-    """Every field in which a site differs (raises UserError ``fingerprint-malformed``)."""
-    found = mismatches(Fingerprint.from_dict(fingerprint), Fingerprint.from_dict(reference), config.fingerprint)
-    return [
+    """Every field in which a site differs (raises UserError ``fingerprint-malformed``).
+
+    What the federation's own file states and the site does not was not compared; that deserves a warning.
+    """
+    ours = Fingerprint.from_dict(fingerprint)
+    found = [
         Disagreement(site, one.field, _text(one.ours), _text(one.reference), one.must_match)
-        for one in found
+        for one in mismatches(ours, Fingerprint.from_dict(reference), config.fingerprint)
         if genomics or one.field != "gene_scale"  # a site without genomics has no scale to state
+    ]
+    ignored = {name for name, asked in config.fingerprint.model_dump().items() if asked == "ignore"}
+    known = ignored | {one.field for one in found}
+    return found + [
+        Disagreement(site, name, None, _text(value), stopped=False)
+        for name, value in _stated(config).items()
+        if getattr(ours, name) is None and name not in known
     ]
 
 

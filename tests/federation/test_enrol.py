@@ -103,6 +103,21 @@ def test_the_federation_s_own_word_counts_before_any_site_s(in_process) -> None:
     assert "'class_names'" in roll.refused["cedar"].sentence
 
 
+def test_what_the_federation_states_and_a_site_does_not_is_a_warning_unless_ignored(in_process) -> None:
+    encoder = {"name": "synthetic-16", "dim": 16, "magnification": 20}
+    consortium = in_process(MEMBERS, rounds=ROUNDS, encoder=encoder)
+    states(consortium, "ash", magnification=20.0)
+    roll = roll_of(consortium)
+    assert set(roll.accepted) == set(MEMBERS)
+    assert [(one.site, one.field, one.here) for one in roll.differing] == [
+        ("birch", "magnification", None),
+        ("cedar", "magnification", None),
+    ]
+    assert "site birch: field 'magnification' is not stated" in roll.warnings[0]
+    silent = in_process(MEMBERS, rounds=ROUNDS, encoder=encoder, fingerprint={"magnification": "ignore"})
+    assert roll_of(silent).differing == []
+
+
 def test_a_site_that_is_kept_out_is_no_measure_for_the_others(in_process) -> None:
     consortium = in_process(MEMBERS, rounds=ROUNDS, encoder={"name": "synthetic-16", "dim": 16, "magnification": 20})
     states(consortium, "ash", magnification=40.0, preparation="frozen")

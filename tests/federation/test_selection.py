@@ -226,6 +226,13 @@ def test_what_a_site_answers_are_its_sums_and_nothing_of_one_patient(learnt, in_
     assert caught.value.code == "genes-missing"
 
 
+def test_a_site_that_was_not_greeted_tells_nothing(in_process) -> None:
+    ash = in_process(MEMBERS, rounds=ROUNDS, **LEARNT).participants["ash"]
+    with pytest.raises(UserError) as caught:
+        ash.select(Parcel("select", "unheard-of", 0, Select(candidates=["ESR1"]), {}))
+    assert caught.value.code == "plan-missing"
+
+
 def test_the_candidates_may_be_a_named_panel(in_process) -> None:
     genes = {"panel": "learnt", "count": 6, "candidates": "odx21"}
     panel = run(in_process(MEMBERS, rounds=ROUNDS, genes=genes)).state.panel
