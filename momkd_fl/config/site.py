@@ -49,6 +49,11 @@ class TaskLabels(Strict):
     definition: str | None = Field(
         None, description="How the label was made (assay, cut-off), e.g. 'IHC, >= 1%'. Compared between sites."
     )
+    class_names: list[str] | None = Field(
+        None,
+        description="What the classes mean, class 0 first, in the federation's words (e.g. [PR negative, PR positive]),"
+        " whatever the table calls them. Compared between sites.",
+    )
 
     @field_validator("positive", "negative", mode="before")
     @classmethod
@@ -64,6 +69,10 @@ class TaskLabels(Strict):
         values = [value for group in self.values_by_class for value in group]
         if len(values) != len(set(values)):
             raise ValueError("a value stands in two classes")
+        if self.class_names is not None and len(self.class_names) != len(self.values_by_class):
+            raise ValueError(
+                f"class_names lists {len(self.class_names)} classes, the values are of {len(self.values_by_class)}"
+            )
         return self
 
     @property
@@ -114,6 +123,14 @@ class Data(Strict):
     )
     preparation: Literal["ffpe", "frozen"] | None = Field(
         None, description="How the tissue was prepared. Compared between sites."
+    )
+    magnification: float | None = Field(
+        None, gt=0, description="Magnification at which the patches were cut, e.g. 20. Compared between sites."
+    )
+    preprocessing: str | None = Field(
+        None,
+        description="How patches were prepared for the encoder, e.g. '224 px, ImageNet mean and sd'. "
+        "Compared between sites.",
     )
     scanner: str | None = Field(None, description="Scanner. Compared between sites, as a warning.")
     labels: LabelTable

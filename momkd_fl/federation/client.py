@@ -23,6 +23,7 @@ from momkd_fl.federation.messages import (
     HELLO,
     INITIALISE,
     PLAN,
+    SELECT,
     TRAIN,
     Kind,
     TrainReply,
@@ -70,6 +71,10 @@ def make_client_app(
     @app.query("hello")
     def hello(request: Message, context: Context) -> Message:
         return serve(HELLO, request, participant.hello)
+
+    @app.query("select")
+    def select(request: Message, context: Context) -> Message:
+        return serve(SELECT, request, participant.select)
 
     @app.query("plan")
     def plan(request: Message, context: Context) -> Message:
