@@ -73,9 +73,8 @@ def detect(config: Genomics, columns: Sequence[str], patients: Collection[str] |
     names = [column.lower() for column in columns]
     if any(name.endswith("_rnaseq") for name in names):
         return "porpoise"
-    if config.value or all(
-        _first(names, known) is not None for known in (PATIENT_COLUMNS, GENE_COLUMNS, VALUE_COLUMNS)
-    ):
+    parts = ((config.patient, PATIENT_COLUMNS), (config.gene, GENE_COLUMNS), (config.value, VALUE_COLUMNS))
+    if all(named is not None or _first(names, known) is not None for named, known in parts):
         return "long"
     if config.gene or config.patient:
         return "genes-in-rows" if config.gene else "patients-in-rows"
@@ -141,7 +140,7 @@ def _patients_in_rows(config: Genomics, *, porpoise: bool) -> Raw:
                 raise UserError("patient-id-empty", f"{path}, row {row}: the patient id is empty. Fill it in.")
             patients.append(cells[place])
             places.append(str(row))
-            values += _numbers(path, row, genes, [cells[number] for number in kept]).data.cast("B")
+            values += _numbers(path, row, genes, [cells[number] for number in kept]).tobytes()
     table = np.frombuffer(values, dtype=np.float32).reshape(len(patients), len(genes))
     return Raw("porpoise" if porpoise else "wide, patients in rows", patients, genes, table, "row", places, notes)
 
@@ -160,7 +159,7 @@ def _genes_in_rows(config: Genomics) -> Raw:
                 unnamed += 1
                 continue
             genes.append(cells[place])
-            values += _numbers(path, row, [genes[-1]] * len(kept), [cells[n] for n in kept]).data.cast("B")
+            values += _numbers(path, row, [genes[-1]] * len(kept), [cells[n] for n in kept]).tobytes()
     table = np.frombuffer(values, dtype=np.float32).reshape(len(genes), len(kept))
     notes = []
     if len(columns) - 1 > len(kept):
@@ -270,7 +269,7 @@ def _numbers(path: Path, row: int, genes: Sequence[str], cells: list[str]) -> Va
             values = np.array(cells, dtype=np.float32)
         except ValueError:
             return np.array([_number(path, row, *pair) for pair in zip(genes, cells, strict=True)], dtype=np.float32)
-    for place in np.flatnonzero(~np.isfinite(values)):
+    for place in np.flatnonzero(~np.isfinite(values)).tolist():
         _number(path, row, genes[place], cells[place])
     return values
 

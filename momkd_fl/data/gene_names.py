@@ -99,8 +99,7 @@ def _packaged(name: str) -> str:
 
 @cache
 def _symbols_of_ensembl() -> dict[str, str]:
-    pairs = (row.split(",") for row in _packaged("ensembl.csv").splitlines()[1:])
-    return {ensembl: symbol for ensembl, symbol in pairs}
+    return dict(row.split(",") for row in _packaged("ensembl.csv").splitlines()[1:])
 
 
 @cache
