@@ -11,6 +11,7 @@ from momkd_fl.config.base import FilePath, Strict
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Scale = Literal["tpm", "log2tpm", "zscore", "signedlog"]
+Layout = Literal["patients-in-rows", "genes-in-rows", "long", "porpoise", "gdc-star", "npy"]
 
 
 class Tls(Strict):
@@ -100,12 +101,26 @@ class SlideTable(Strict):
 
 
 class Genomics(Strict):
-    """The site's expression table. Leave the section out where the site has none."""
+    """The site's expression. Leave the section out where the site has none."""
 
-    path: FilePath = Field(description="csv or tsv (also .gz): one row a patient, one column a gene.")
-    patient: str | None = Field(None, description="Column of patient ids; default: the first column.")
+    path: FilePath = Field(
+        description="csv or tsv (also .gz) of any layout, or a folder of GDC STAR tsv files or of one .npy per patient."
+    )
+    layout: Layout | None = Field(None, description="How the genes and patients stand; default: recognised.")
+    patient: str | None = Field(None, description="Column of patient ids; default: recognised, else the first column.")
+    gene: str | None = Field(None, description="Column of gene names where genes stand in rows; default: recognised.")
+    value: str | None = Field(
+        None, description="Column of values of a long table or of GDC STAR files; default: recognised."
+    )
+    genes: FilePath | None = Field(None, description="Text file, one gene a line: the genes of a folder of .npy.")
+    samples: FilePath | None = Field(
+        None, description="For a folder: table file,patient, or the GDC's sample sheet. Default: the file's name."
+    )
     scale: Scale = Field(
         description="Scale of the values in the file. Declared, never guessed: double logging is silent."
+    )
+    duplicates: Literal["highest_mean", "refuse"] = Field(
+        "highest_mean", description="Of several columns of one gene: keep that with the highest mean, or refuse."
     )
 
 
