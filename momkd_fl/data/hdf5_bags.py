@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -113,12 +114,10 @@ def _check_rows_are_patches(path: Path, file: h5py.File) -> None:
 
 
 def _coords(path: Path, file: h5py.File, wanted: Format | None, open_files: ExitStack) -> tuple[Path, h5py.Dataset]:
-    coords = None if wanted == "torchmil" else hard_dataset(path, file, "coords")
-    if coords is None and wanted in (None, "torchmil"):
-        parallel = coords_file(path)
-        if parallel is not None:
-            path = parallel
-            coords = hard_dataset(parallel, open_files.enter_context(open_readonly(parallel)), "coords")
+    coords, parallel = hard_dataset(path, file, "coords"), coords_file(path)
+    if parallel is not None and (coords is None or wanted == "torchmil"):
+        path = parallel
+        coords = hard_dataset(parallel, open_files.enter_context(open_readonly(parallel)), "coords")
     if coords is None or coords.dtype.kind not in "iuf":
         raise coords_missing(
             path,
@@ -148,16 +147,16 @@ def _fits(wanted: Format, features: h5py.Dataset, outside: bool) -> bool:
 
 def _values(path: Path, features: h5py.Dataset, patches: int) -> npt.NDArray[np.generic]:
     """The features; refused where chunks are missing, since HDF5 would invent zeros for them."""
-    stored = features.id.get_storage_size()
-    if stored == 0:
+    if features.id.get_storage_size() == 0:
         raise all_zero(path, patches)
-    plain = features.id.get_create_plist().get_nfilters() == 0
-    if plain and stored < features.size * features.dtype.itemsize:
-        raise UserError(
-            "bag-partly-written",
-            f"{path}: the file declares {patches} patches but holds the values of fewer; the extraction was "
-            "interrupted. Extract the slide's features again.",
-        )
+    if features.chunks is not None:
+        sides = zip(features.shape, features.chunks, strict=True)
+        if features.id.get_num_chunks() < math.prod(-(-length // chunk) for length, chunk in sides):
+            raise UserError(
+                "bag-partly-written",
+                f"{path}: the file declares {patches} patches but holds the values of fewer; the extraction was "
+                "interrupted. Extract the slide's features again.",
+            )
     return read_dataset(path, features)
 
 
