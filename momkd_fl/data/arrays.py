@@ -53,7 +53,11 @@ def read_npz_member(path: Path, name: str) -> npt.NDArray[np.generic]:
         version = np.lib.format.read_magic(content)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = header(content, max_header_size=10_000)
-        if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > len(content.getbuffer()):
+        if (
+            dtype.kind not in "fiu"
+            or min(shape, default=0) < 0
+            or math.prod(shape) * dtype.itemsize > len(content.getbuffer())
+        ):
             raise _not_npy(path, "not an array of numbers")
         values = np.frombuffer(content.getbuffer(), dtype, math.prod(shape), content.tell())
         return values.reshape(shape, order="F" if by_columns else "C").copy()
