@@ -128,7 +128,10 @@ class Data(Strict):
     """Where the site's files are. They are read, never written to."""
 
     features: list[FilePath] = Field(
-        min_length=1, description="Folders searched recursively for one feature file (.h5) per slide."
+        min_length=1, description="Folders searched recursively for one feature file (.h5, .pt or .npy) per slide."
+    )
+    format: Literal["trident", "clam", "clam-pt", "uni2-h", "stamp", "stamp-old", "torchmil", "slideflow"] | None = (
+        Field(None, description="Tool that wrote all feature files; overrides detection, which goes by file.")
     )
     encoder: str | None = Field(
         None, description="Name of the patch encoder, where the files do not say (e.g. 'uni2-h')."
