@@ -159,6 +159,10 @@ class Data(Strict):
         None,
         description="csv with columns patient,split (train or validation). Default: a seeded stratified split.",
     )
+    store: FilePath | None = Field(
+        None,
+        description="Folder made by 'momkd ingest'; a slide whose file has not changed since is read from there.",
+    )
     minimum_per_class: int = Field(
         5, ge=1, description="Fewest patients with slides of each class that pass the preflight without a warning."
     )
