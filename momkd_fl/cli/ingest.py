@@ -16,7 +16,7 @@ from momkd_fl.errors import UserError
 
 
 def run_ingest(site: SiteConfig, out: Path | None, stop: threading.Event, *, neighbours: int, only_verify: bool) -> int:
-    """Bring the store up to date, or verify it; 0: all well, 1: the store is not what it was, 2: slides were refused."""
+    """Bring the store up to date or verify it; 0: all well, 1: it is not what it was, 2: slides were refused."""
     folder = out or site.data.store
     if folder is None:
         raise UserError(

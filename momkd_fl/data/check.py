@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.bags import BagHeader, find_bags, read_header
@@ -232,10 +232,11 @@ def _genomics(seen: _Site) -> Iterator[Finding]:
     if genomics is None:
         yield Finding("genomics", "PASS", "None: this site trains from histology and the shared memory.")
         return
-    expression = seen.expression = read_expression(genomics)
+    patients = {patient for labels in seen.labels.values() for patient in labels.patients}
+    expression = seen.expression = read_expression(genomics, patients or None)
     seen.genomic = set(rows_by_patient(expression, seen.slides))
     sentence = (
-        f"{len(expression.genes):,} genes ({expression.layout}, {genomics.scale}); "
+        f"{len(expression.genes):,} genes ({expression.layout}; {genomics.scale}); "
         f"{len(seen.genomic)} of {len(seen.slides)} patients with slides have expression"
     )
     if seen.genomic:
@@ -264,5 +265,5 @@ def _by_class(labelled: Mapping[str, int], classes: int | None = None) -> str:
     return ", ".join(f"{counts[label]} of class {label}" for label in range(classes or max(counts, default=0) + 1))
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{count} '{value}'" for value, count in sorted(counts.items())) or "none"

@@ -90,7 +90,7 @@ def _find_runs(dataset: h5py.Dataset, file_bytes: int) -> Runs:
 
 def _read_runs(path: Path, runs: Runs, values: npt.NDArray[Any]) -> bool:
     """Fill ``values``; False where the file ended early."""
-    room = memoryview(values.reshape(-1).view(np.uint8))
+    room = values.reshape(-1).view(np.uint8).data
     over = memoryview(bytearray(_GAP_BYTES))
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

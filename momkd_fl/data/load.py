@@ -60,7 +60,7 @@ def load_cohort(
     features = common_features(slides, data)
     if encoder is not None:
         check_expected(site.site, features, encoder)
-    expression = None if data.genomics is None else read_expression(data.genomics)
+    expression = None if data.genomics is None else read_expression(data.genomics, labels.patients)
     rows = {} if expression is None else rows_by_patient(expression, slides)
     if expression is not None:
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)

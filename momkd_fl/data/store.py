@@ -145,14 +145,14 @@ class Store:
         UserError
             As :meth:`read`.
         """
-        return hashlib.blake2b(self._read(entry, 0, entry.shard_bytes)).hexdigest()
+        return hashlib.blake2b(self._read(entry, 0, entry.shard_bytes).data).hexdigest()
 
     def _read(self, entry: Entry, place: int, length: int) -> npt.NDArray[np.uint8]:
         path = self.folder / entry.shard
         raw = np.empty(length, np.uint8)
         try:
             with path.open("rb", buffering=0) as file:
-                view, got = memoryview(raw), 0
+                view, got = raw.data, 0
                 while got < length and (part := os.preadv(file.fileno(), [view[got:]], place + got)):
                     got += part
                 os.posix_fadvise(file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
