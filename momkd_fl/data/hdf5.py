@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from momkd_fl.data.attributes import read_text
 from momkd_fl.data.header import MAX_BYTES, too_large
 from momkd_fl.errors import UserError
 
@@ -142,11 +143,22 @@ def _elsewhere(path: Path, name: str, what: str) -> UserError:
 
 
 def scalar_attribute(found: h5py.Dataset | h5py.File, name: str) -> str | float | None:
-    """A text or number attribute of a dataset or file; None where it is absent or anything else."""
+    """A text or number attribute of a dataset or file; None where it is absent or anything else.
+
+    Raises
+    ------
+    HeapDamaged
+        HDF5 would crash or never end on it; :func:`open_readonly` says so.
+    """
     if name not in found.attrs:
         return None
     attribute = found.attrs.get_id(name)
     if math.prod(attribute.shape or ()) != 1 or attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        return None
+    kind = attribute.get_type()
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+        return read_text(found, name) or None
+    if not isinstance(kind, h5py.h5t.TypeStringID | h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID):
         return None
     value = np.asarray(found.attrs[name]).reshape(-1)[0]
     if isinstance(value, bytes):
