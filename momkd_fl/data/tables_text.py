@@ -94,11 +94,13 @@ def _beginning(path: Path) -> bytes:
 
 
 def _line_not_utf8(path: Path) -> int:
-    number = 0
     with cast(IO[bytes], _opened(path, "rb")) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                break
-    return number
+        return next((number for number, line in enumerate(file, 1) if not _is_utf8(line)), 1)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
