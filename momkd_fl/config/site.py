@@ -85,19 +85,29 @@ class TaskLabels(Strict):
 class LabelTable(Strict):
     """The table of labels: one row a patient, or one row a slide with the patient repeated (CLAM)."""
 
-    path: FilePath = Field(description="csv or tsv file.")
-    patient: str = Field("patient", description="Column of patient ids.")
+    path: FilePath = Field(description="csv, tsv or xlsx file.")
+    sheet: str | None = Field(None, description="Sheet of an xlsx file; default: the first.")
+    patient: str | None = Field(
+        None, description="Column of patient ids; default: patient, PATIENT, case_id or the like, if there is one."
+    )
     slide: str | None = Field(
-        None, description="Column of slide ids, where the label table has them; several separated by ';'."
+        None,
+        description="Column of slide ids, where the label table has them; several separated by ';'. Default, without "
+        "data.slides: slide_id, FILENAME or slide, if there is one.",
     )
 
 
 class SlideTable(Strict):
     """Which slides belong to which patient, when the label table does not say."""
 
-    path: FilePath = Field(description="csv or tsv file, one row a slide.")
-    patient: str = Field("PATIENT", description="Column of patient ids.")
-    slide: str = Field("FILENAME", description="Column of slide ids or file names.")
+    path: FilePath = Field(description="csv, tsv or xlsx file, one row a slide.")
+    sheet: str | None = Field(None, description="Sheet of an xlsx file; default: the first.")
+    patient: str | None = Field(
+        None, description="Column of patient ids; default: PATIENT, patient, case_id or the like, if there is one."
+    )
+    slide: str | None = Field(
+        None, description="Column of slide ids or file names; default: FILENAME, slide_id or slide, if there is one."
+    )
 
 
 class Genomics(Strict):
