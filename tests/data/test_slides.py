@@ -67,3 +67,27 @@ def test_a_linked_slide_starts_with_its_patient(site_by_ids, patients, names):
     linked = [slide for found in links.values() for slide in found]
     assert len(linked) == len(set(linked))
     assert {slide for slide in slides if slide in patients} <= set(linked)
+
+
+def test_clam_table_is_used_and_said(tmp_path, write_table, make_site):
+    rows = [("case_id", "slide_id", "label"), ("a", "x1", "pos"), ("a", "x2", "pos"), ("a", "x1", "pos")]
+    write_table(tmp_path / "alpha" / "labels.csv", rows)
+    links = read_links(make_site().data, ["a"], ["x1", "x2"])
+    assert (links.rule, links.by_patient, links.rows) == ("label table", {"a": ("x1", "x2")}, {"x1": 2, "x2": 3})
+    assert "'slide_id'" in links.notes[0]
+    assert "'x1' in row 4 (as in row 2)" in links.notes[1]
+
+
+def test_a_column_that_names_no_slide_is_said_and_not_used(tmp_path, write_table, make_site):
+    write_table(tmp_path / "alpha" / "labels.csv", [("patient", "slide", "PR"), ("P1", "1", "pos"), ("P2", "1", "neg")])
+    links = read_links(make_site().data, ["P1", "P2"], ["P1-DX1", "P2"])
+    assert (links.rule, links.by_patient) == ("slide ids", {"P1": ("P1-DX1",), "P2": ("P2",)})
+    assert "'slide' names none" in links.notes[0]
+    assert links.notes[1] == ("1 slides were matched to patients by the start of their id (first: 'P1-DX1' -> 'P1').")
+
+
+def test_a_slide_table_counts_before_a_column_nobody_named(tmp_path, write_table, make_site):
+    write_table(tmp_path / "alpha" / "labels.csv", [("patient", "slide_id", "PR"), ("a", "x1", "pos")])
+    path = write_table(tmp_path / "s.csv", [("case_id", "slide_id"), ("a", "x2")])
+    links = read_links(make_site(slides={"path": path}).data, ["a"], ["x1", "x2"])
+    assert (links.rule, links.by_patient) == ("slide table", {"a": ("x2",)})

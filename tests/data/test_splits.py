@@ -62,3 +62,12 @@ def test_patients_without_a_split_and_splits_without_meaning(tmp_path, write_tab
     assert (code, "'b'" in sentence) == ("split-missing", True)
     code, sentence = _read(write_table(tmp_path / "s.csv", [("patient", "split"), ("a", "test")]))
     assert (code, "row 2" in sentence) == ("split-value", True)
+
+
+def test_all_rows_that_are_wrong_are_listed(tmp_path, write_table):
+    rows = [("patient", "split"), ("a", "train"), ("b", "train"), ("a", "validation"), ("b", "validation")]
+    code, sentence = _read(write_table(tmp_path / "s.csv", rows))
+    assert code == "split-conflict"
+    assert "rows 2 and 4: patient 'a'; rows 3 and 5: patient 'b'" in sentence
+    code, sentence = _read(write_table(tmp_path / "s.csv", [("patient", "split"), ("a", "test"), ("b", "Train")]))
+    assert (code, "row 2: 'test'; row 3: 'Train'" in sentence) == ("split-value", True)

@@ -131,3 +131,48 @@ def test_every_patient_is_labelled_or_counted(tmp_path_factory, write_table, val
     assert labels.by_patient == {
         patient: int(float(value)) for patient, value in values.items() if value in ("1", "0", "1.0")
     }
+
+
+def test_all_conflicts_are_listed_up_to_ten(tmp_path, write_table):
+    rows = [(f"p{number:02d}", value) for number in range(12) for value in ("1", "0")]
+    sentence = _refused("label-conflict", lambda: _labels(write_table(tmp_path / "l.csv", [("patient", "PR"), *rows])))
+    assert "12 patient(s)" in sentence
+    assert "rows 20 and 21: patient 'p09'" in sentence
+    assert "and 2 more" in sentence
+    assert "p10" not in sentence
+
+
+def test_repeated_rows_are_counted_and_named(tmp_path, write_table):
+    rows = [("patient", "PR", "age"), ("a", "1", "50"), ("b", "0", "60"), ("a", "1", "50"), ("b", "0", "61")]
+    labels = _labels(write_table(tmp_path / "l.csv", rows))
+    assert labels.duplicates == 1
+    assert "row 4 (as row 2)" in labels.notes[0]
+    assert labels.rows == {"a": (2, 4), "b": (3, 5)}
+    assert labels.by_patient == {"a": 1, "b": 0}
+
+
+@pytest.mark.parametrize("column", ["patient", "PATIENT", "case_id", "Patient ID", "Case ID"])
+def test_customary_columns_are_found(tmp_path, write_table, column):
+    path = write_table(tmp_path / "l.csv", [("age", column, "PR"), ("5", "a", "1"), ("6", "b", "0")])
+    labels = read_labels(LabelTable(path=path), PR)
+    assert labels.by_patient == {"a": 1, "b": 0}
+    assert len(labels.notes) == (column != "patient")
+
+
+def test_columns_that_are_not_clear(tmp_path, write_table):
+    path = write_table(tmp_path / "l.csv", [("case_id", "PATIENT", "PR"), ("x", "a", "1")])
+    sentence = _refused("column-ambiguous", lambda: read_labels(LabelTable(path=path), PR))
+    assert "'case_id', 'PATIENT'" in sentence
+    assert _labels(path, patient="case_id").by_patient == {"x": 1}
+    path = write_table(tmp_path / "l.csv", [("name", "PR"), ("x", "1")])
+    assert "name, PR" in _refused("column-not-found", lambda: read_labels(LabelTable(path=path), PR))
+
+
+def test_an_error_value_is_no_patient(tmp_path, write_table):
+    path = write_table(tmp_path / "l.csv", [("patient", "PR"), ("#N/A", "1"), ("b", "0"), ("", "1")])
+    assert "rows 2 and 4" in _refused("patient-id-empty", lambda: _labels(path))
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1,0", "1"), ("1,00", "1"), ("1,000", "1,000"), ("1,", "1,")])
+def test_decimal_commas(value, expected):
+    assert canonical_value(value) == expected
