@@ -1,12 +1,14 @@
 """Text attributes of variable length, read in a process of their own.
 
 HDF5 keeps such text in a heap, and a damaged heap makes HDF5 itself crash or loop for ever (found by mutating files;
-``tests/data/test_fuzz.py``). No check from outside can tell, so another process reads it: one child for the life of
-this process, started when it is first needed, given a few seconds for each question, and replaced when it dies.
+``tests/data/test_fuzz.py``). No check from outside can tell, so another process reads it: one child, started when it
+is needed, given a few seconds for each question. It ends by itself when it is no longer asked; one that died is
+replaced, and asked once more, before the file is blamed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import h5py
 
-TIMEOUT_S = 5
+TIMEOUT_S, IDLE_S = 5, 3
 MEMORY_BYTES = 2 * 1024**3
 _MAX_TEXT = 4096
 
@@ -36,25 +38,35 @@ class _Child:
         self._lock = threading.Lock()
 
     def ask(self, path: Path, place: str, name: str) -> str | None:
+        question = json.dumps([str(path), place, name]).encode() + b"\n"
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(json.dumps([str(path), place, name]).encode() + b"\n")
-                process.stdin.flush()
-                with selectors.DefaultSelector() as ready:
-                    ready.register(process.stdout, selectors.EVENT_READ)
-                    line = process.stdout.readline() if ready.select(2 * TIMEOUT_S) else b""
-            except BrokenPipeError:
-                line = b""
-            if not line.endswith(b"\n"):
-                process.kill()
-                process.communicate()
-                self._process = None
-                raise HeapDamaged
-            answer: str | None = json.loads(line)
-            return answer
+            line = self._answer(question) or self._answer(question)
+        if not line:
+            raise HeapDamaged
+        answer: str | None = json.loads(line)
+        return answer
+
+    def _answer(self, question: bytes) -> bytes:
+        """One line; empty where the child died on the question, or of having had none for a while."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = b""
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(question)
+            process.stdin.flush()
+            with selectors.DefaultSelector() as ready:
+                ready.register(process.stdout, selectors.EVENT_READ)
+                line = process.stdout.readline() if ready.select(2 * TIMEOUT_S) else b""
+        if line.endswith(b"\n"):
+            return line
+        process.kill()
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        self._process = None
+        return b""
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -95,12 +107,12 @@ def _serve() -> None:
                 value = file[place].attrs[name]
         except Exception:  # a mistake of the file's, that HDF5 has noticed itself
             value = None
-        signal.alarm(0)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         text = value.strip() if isinstance(value, str) and len(value) <= _MAX_TEXT else None
         sys.stdout.write(json.dumps(text) + "\n")
         sys.stdout.flush()
+        signal.alarm(IDLE_S)
 
 
 if __name__ == "__main__":

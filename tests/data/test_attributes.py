@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def test_a_child_that_was_killed_is_replaced(write_trident: Writer, tmp_path: Pa
     assert process is not None
     process.kill()
     process.wait()
+    assert read_header(path).encoder == "house-8"
+
+
+def test_a_child_without_questions_ends_by_itself(write_trident: Writer, tmp_path: Path) -> None:
+    path = write_trident(tmp_path / "a.h5")
+    read_header(path)
+    process = attributes._child._process
+    assert process is not None
+    assert process.wait(attributes.IDLE_S + 10) == -signal.SIGALRM
     assert read_header(path).encoder == "house-8"
 
 
