@@ -13,5 +13,6 @@ commit=226ad631d93d50790d9c842e6c5dc3ea641a9ae2
 mkdir -p "$folder"
 [ -d "$folder/MoMKD" ] || git clone --quiet "${MOMKD_URL:-https://github.com/CAIR-LAB-WFUSM/MoMKD}" "$folder/MoMKD"
 git -C "$folder/MoMKD" checkout --quiet --detach "$commit"
-"$python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch_geometric einops einx tqdm
+"$python" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+  torch_geometric einops==0.8.2 einx==0.4.3 tqdm==4.70.1
 echo "Ready: $python -m benchmarks.parity_release --release $folder/MoMKD"
