@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate and provision."""
+"""``momkd``: demo, simulate, check, ingest and provision."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def main(argv: list[str] | None = None) -> int:
     _simulate_options(
         commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")
     )
+    _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
+    _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
     _provision_options(
         commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
     )
     args = parser.parse_args(argv)
-    actions = {"demo": _demo, "simulate": _simulate, "provision": _provision}
+    actions = {"demo": _demo, "simulate": _simulate, "check": _check, "ingest": _ingest, "provision": _provision}
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
 
@@ -79,6 +81,47 @@ def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
     if report is not None:
         print(f"Report: {report}")
     return OK
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site", type=Path, required=True, metavar="CONFIG", help="the site's configuration file")
+    parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
+    parser.add_argument("--quick", action="store_true", help="read the files' headers only, not their values")
+    parser.add_argument("--offline", action="store_true", help="do not ask the server whether it is there")
+    parser.epilog = "Exit status: 0 all well, 1 warnings, 2 something must be mended first."
+
+
+def _check(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.config.base import load
+    from momkd_fl.config.site import SiteConfig
+
+    site = load(args.site, SiteConfig)
+    from momkd_fl.cli.check import run_check
+
+    return run_check(site, as_json=args.json, quick=args.quick, offline=args.offline)
+
+
+def _ingest_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site", type=Path, required=True, metavar="CONFIG", help="the site's configuration file")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the store; default: data.store")
+    parser.add_argument(
+        "--neighbours", type=int, default=8, help="neighbours k of each patch; the federation's or more"
+    )
+    parser.add_argument("--verify", action="store_true", help="read the store again and compare it with its checksums")
+    parser.epilog = (
+        "Source files are never written to. A second run ingests only what is new or has changed; an interrupted one "
+        "goes on where it was. Exit status: 0 all well, 1 --verify found something, 2 slides were refused."
+    )
+
+
+def _ingest(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.config.base import load
+    from momkd_fl.config.site import SiteConfig
+
+    site = load(args.site, SiteConfig)
+    from momkd_fl.cli.ingest import run_ingest
+
+    return run_ingest(site, args.out, stop, neighbours=args.neighbours, only_verify=args.verify)
 
 
 def _provision_options(parser: argparse.ArgumentParser) -> None:

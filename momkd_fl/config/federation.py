@@ -10,6 +10,7 @@ from momkd_fl.config.base import FilePath, Strict
 from momkd_fl.config.site import Name, Port, Telemetry, Tls
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Literal["required", "must", "warn", "ignore"]
 
 
 class Member(Strict):
@@ -40,6 +41,29 @@ class Encoder(Strict):
     name: str = Field(description="Encoder name; aliases are normalised (e.g. 'UNI2-h', 'uni_v2').")
     dim: int = Field(ge=1, le=16384, description="Embedding dimension.")
     patch_um: float | None = Field(None, gt=0, description="Edge of a patch in micrometres; none: not compared.")
+    magnification: float | None = Field(
+        None, gt=0, description="Magnification of the patches (e.g. 20); none: that of the first listed site counts."
+    )
+    preprocessing: str | None = Field(
+        None, description="How patches were prepared for the encoder; none: the first listed site's words count."
+    )
+
+
+class Compared(Strict):
+    """What follows where a site's fingerprint differs (docs/data-formats.md, "Compared between sites").
+
+    'required': must match and must be stated; 'must': a difference stops the site, what is not stated is not
+    compared; 'warn': the run goes on and the report says so; 'ignore': not compared.
+    """
+
+    preprocessing: Severity = Field("warn", description="How patches were prepared for the encoder (free words).")
+    magnification: Severity = Field("must", description="Magnification of the patches, within 10 %.")
+    preparation: Severity = Field("must", description="FFPE or frozen.")
+    scanner: Severity = Field("warn", description="Scanner (free words).")
+    definition: Severity = Field("warn", description="How the label was made: assay, cut-off (free words).")
+    class_names: Severity = Field("must", description="What the classes mean, in their order.")
+    gene_scale: Severity = Field("must", description="Scale of the expression; of sites with genomics.")
+    software: Severity = Field("warn", description="Version of momkd-fl.")
 
 
 class Model(Strict):
@@ -114,13 +138,28 @@ class Training(Strict):
 
 
 class Genes(Strict):
-    """The gene panel, agreed before round 1; no label has a part in it."""
+    """The gene panel, agreed before round 1. Labels have a part in it only where it is 'learnt'."""
 
     panel: str = Field(
         "shared",
-        description="'shared': the genes every genomic site has; 'odx21', 'pam50': named panels; or a text file.",
+        description="'shared': the genes every genomic site has; 'odx21', 'pam50': named panels; 'learnt': the genes "
+        "that tell the classes apart in the training patients, by sums over the sites; or a text file.",
+    )
+    count: int = Field(64, ge=1, description="Genes of a learnt panel.")
+    candidates: str | None = Field(
+        None,
+        description="Where the panel is learnt: a named panel or a text file it is taken from; none: the genes every "
+        "genomic site has.",
     )
     minimum: int = Field(5, ge=1, description="Fewest genes of the panel a genomic site must have.")
+
+    @model_validator(mode="after")
+    def _learnt(self) -> Genes:
+        if self.candidates is not None and self.panel != "learnt":
+            raise ValueError("genes.candidates counts only with genes.panel: learnt; remove one of the two")
+        if self.panel == "learnt" and self.count < self.minimum:
+            raise ValueError(f"genes.count is {self.count}, fewer than genes.minimum, which is {self.minimum}")
+        return self
 
 
 class Strategy(Strict):
@@ -154,7 +193,11 @@ class FederationConfig(Strict):
     name: Name = Field(description="Name of the run; part of every checkpoint and result.")
     task: str = Field(description="The task all sites train: a key of their 'tasks'.")
     classes: int = Field(2, ge=2, le=32, description="Number of classes.")
+    class_names: list[str] | None = Field(
+        None, description="What the classes mean, class 0 first (e.g. [PR negative, PR positive]); compared with sites."
+    )
     encoder: Encoder
+    fingerprint: Compared = Field(default_factory=lambda: Compared())
     model: Model = Field(default_factory=lambda: Model())
     memory: Memory = Field(default_factory=lambda: Memory())
     losses: Losses = Field(default_factory=lambda: Losses())
@@ -176,6 +219,8 @@ class FederationConfig(Strict):
             raise ValueError("no member has role 'train'")
         if self.rounds.quorum > len(training):
             raise ValueError(f"rounds.quorum is {self.rounds.quorum}, but only {len(training)} members train")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names lists {len(self.class_names)} classes, but classes is {self.classes}")
         if self.model.hidden_dim % self.model.heads:
             raise ValueError("model.hidden_dim must be a multiple of model.heads")
         stray = sorted(set(self.strategy.site_weights) - set(training))

@@ -11,6 +11,7 @@ from momkd_fl.config.base import FilePath, Strict
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Scale = Literal["tpm", "log2tpm", "zscore", "signedlog"]
+Layout = Literal["patients-in-rows", "genes-in-rows", "long", "porpoise", "gdc-star", "npy"]
 
 
 class Tls(Strict):
@@ -49,6 +50,11 @@ class TaskLabels(Strict):
     definition: str | None = Field(
         None, description="How the label was made (assay, cut-off), e.g. 'IHC, >= 1%'. Compared between sites."
     )
+    class_names: list[str] | None = Field(
+        None,
+        description="What the classes mean, class 0 first, in the federation's words (e.g. [PR negative, PR positive]),"
+        " whatever the table calls them. Compared between sites.",
+    )
 
     @field_validator("positive", "negative", mode="before")
     @classmethod
@@ -64,6 +70,10 @@ class TaskLabels(Strict):
         values = [value for group in self.values_by_class for value in group]
         if len(values) != len(set(values)):
             raise ValueError("a value stands in two classes")
+        if self.class_names is not None and len(self.class_names) != len(self.values_by_class):
+            raise ValueError(
+                f"class_names lists {len(self.class_names)} classes, the values are of {len(self.values_by_class)}"
+            )
         return self
 
     @property
@@ -75,28 +85,52 @@ class TaskLabels(Strict):
 class LabelTable(Strict):
     """The table of labels: one row a patient, or one row a slide with the patient repeated (CLAM)."""
 
-    path: FilePath = Field(description="csv or tsv file.")
-    patient: str = Field("patient", description="Column of patient ids.")
+    path: FilePath = Field(description="csv, tsv or xlsx file.")
+    sheet: str | None = Field(None, description="Sheet of an xlsx file; default: the first.")
+    patient: str | None = Field(
+        None, description="Column of patient ids; default: patient, PATIENT, case_id or the like, if there is one."
+    )
     slide: str | None = Field(
-        None, description="Column of slide ids, where the label table has them; several separated by ';'."
+        None,
+        description="Column of slide ids, where the label table has them; several separated by ';'. Default, without "
+        "data.slides: slide_id, FILENAME or slide, if there is one.",
     )
 
 
 class SlideTable(Strict):
     """Which slides belong to which patient, when the label table does not say."""
 
-    path: FilePath = Field(description="csv or tsv file, one row a slide.")
-    patient: str = Field("PATIENT", description="Column of patient ids.")
-    slide: str = Field("FILENAME", description="Column of slide ids or file names.")
+    path: FilePath = Field(description="csv, tsv or xlsx file, one row a slide.")
+    sheet: str | None = Field(None, description="Sheet of an xlsx file; default: the first.")
+    patient: str | None = Field(
+        None, description="Column of patient ids; default: PATIENT, patient, case_id or the like, if there is one."
+    )
+    slide: str | None = Field(
+        None, description="Column of slide ids or file names; default: FILENAME, slide_id or slide, if there is one."
+    )
 
 
 class Genomics(Strict):
-    """The site's expression table. Leave the section out where the site has none."""
+    """The site's expression. Leave the section out where the site has none."""
 
-    path: FilePath = Field(description="csv or tsv (also .gz): one row a patient, one column a gene.")
-    patient: str | None = Field(None, description="Column of patient ids; default: the first column.")
+    path: FilePath = Field(
+        description="csv or tsv (also .gz) of any layout, or a folder of GDC STAR tsv files or of one .npy per patient."
+    )
+    layout: Layout | None = Field(None, description="How the genes and patients stand; default: recognised.")
+    patient: str | None = Field(None, description="Column of patient ids; default: recognised, else the first column.")
+    gene: str | None = Field(None, description="Column of gene names where genes stand in rows; default: recognised.")
+    value: str | None = Field(
+        None, description="Column of values of a long table or of GDC STAR files; default: recognised."
+    )
+    genes: FilePath | None = Field(None, description="Text file, one gene a line: the genes of a folder of .npy.")
+    samples: FilePath | None = Field(
+        None, description="For a folder: table file,patient, or the GDC's sample sheet. Default: the file's name."
+    )
     scale: Scale = Field(
         description="Scale of the values in the file. Declared, never guessed: double logging is silent."
+    )
+    duplicates: Literal["highest_mean", "refuse"] = Field(
+        "highest_mean", description="Of several columns of one gene: keep that with the highest mean, or refuse."
     )
 
 
@@ -104,7 +138,10 @@ class Data(Strict):
     """Where the site's files are. They are read, never written to."""
 
     features: list[FilePath] = Field(
-        min_length=1, description="Folders searched recursively for one feature file (.h5) per slide."
+        min_length=1, description="Folders searched recursively for one feature file (.h5, .pt or .npy) per slide."
+    )
+    format: Literal["trident", "clam", "clam-pt", "uni2-h", "stamp", "stamp-old", "torchmil", "slideflow"] | None = (
+        Field(None, description="Tool that wrote all feature files; overrides detection, which goes by file.")
     )
     encoder: str | None = Field(
         None, description="Name of the patch encoder, where the files do not say (e.g. 'uni2-h')."
@@ -115,6 +152,14 @@ class Data(Strict):
     preparation: Literal["ffpe", "frozen"] | None = Field(
         None, description="How the tissue was prepared. Compared between sites."
     )
+    magnification: float | None = Field(
+        None, gt=0, description="Magnification at which the patches were cut, e.g. 20. Compared between sites."
+    )
+    preprocessing: str | None = Field(
+        None,
+        description="How patches were prepared for the encoder, e.g. '224 px, ImageNet mean and sd'. "
+        "Compared between sites.",
+    )
     scanner: str | None = Field(None, description="Scanner. Compared between sites, as a warning.")
     labels: LabelTable
     slides: SlideTable | None = Field(None, description="Table of slides, when the label table has none.")
@@ -123,6 +168,13 @@ class Data(Strict):
     splits: FilePath | None = Field(
         None,
         description="csv with columns patient,split (train or validation). Default: a seeded stratified split.",
+    )
+    store: FilePath | None = Field(
+        None,
+        description="Folder made by 'momkd ingest'; a slide whose file has not changed since is read from there.",
+    )
+    minimum_per_class: int = Field(
+        5, ge=1, description="Fewest patients with slides of each class that pass the preflight without a warning."
     )
     cache_mb: int = Field(2048, ge=0, description="Memory for features kept between epochs, in MB.")
 

@@ -1,137 +1,128 @@
-"""Feature bags: one file per slide, as TRIDENT and CLAM write it, read without conversion."""
+"""Feature bags: one file per slide, as the tool that made it wrote it, read without conversion.
+
+One interface for all tools: :func:`find_bags`, :func:`read_header`, :func:`read_bag`. Which tool wrote a file is seen
+from the file itself, so that a site may mix them; ``docs/data-formats.md`` lists the layouts.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from momkd_fl.data.hdf5 import hard_dataset, open_readonly, scalar_attribute
+from momkd_fl.data.hdf5_bags import open_hdf5
+from momkd_fl.data.header import BAG_SUFFIXES, FORMATS, Bag, BagHeader, Format, OpenBag, Unit, all_zero, slide_id
+from momkd_fl.data.torch_bags import open_pt
+from momkd_fl.data.torchmil_bags import in_features_folder, open_npy
 from momkd_fl.errors import UserError
 
-_BAG_SUFFIXES = (".h5", ".hdf5")
-_SUFFIXES = (
-    *_BAG_SUFFIXES,
-    *(".pt", ".npy", ".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".ome", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
-    *(".dcm", ".czi", ".isyntax"),
-)
+__all__ = ["FORMATS", "Bag", "BagHeader", "Format", "Unit", "find_bags", "read_bag", "read_header", "slide_id"]
 
-
-@dataclass(frozen=True)
-class BagHeader:
-    """What a feature file says about itself.
-
-    Attributes
-    ----------
-    encoder : str or None
-        The ``encoder`` attribute of the features or of the file, as written; see
-        :func:`momkd_fl.data.encoders.resolve_encoder` for how much it counts.
-    patch_um : float or None
-        Edge of a patch in micrometres, from pixels and magnification (10 µm per pixel at 1×).
-    """
-
-    path: Path
-    slide: str
-    format: Literal["trident", "clam"]
-    patches: int
-    dim: int
-    encoder: str | None
-    patch_um: float | None
-
-
-@dataclass(frozen=True)
-class Bag:
-    """One slide: features (P, D) float32, coordinates (P, 2) float32 in the file's own unit."""
-
-    features: npt.NDArray[np.float32]
-    coords: npt.NDArray[np.float32]
-    header: BagHeader
-
-
-def slide_id(name: str | Path) -> str:
-    """A slide's id: its file name as text, without folders and known extensions.
-
-    >>> slide_id("scans/TCGA-A6-2671-01Z-00-DX1.13d1a0d9.svs")
-    'TCGA-A6-2671-01Z-00-DX1.13d1a0d9'
-    """
-    text = str(name).strip().replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].strip()
-    while True:
-        stem, dot, suffix = text.rpartition(".")
-        if not stem or f"{dot}{suffix}".lower() not in _SUFFIXES:
-            return text
-        text = stem.strip()
+_NOT_FEATURES = {"coords", "labels", "inst_labels", "patch_labels", "patches"}
+"""Folders in which CLAM, TRIDENT and torchmil keep what belongs to the features of the same slide."""
 
 
 def find_bags(roots: Sequence[Path]) -> dict[str, Path]:
-    """All feature files under the roots, by slide id. Symbolic links to folders are not followed.
+    """All feature files under the roots, by slide id.
+
+    Links to folders are not followed, and a link to a file must stay within the roots; a root itself may be a link.
+    Of CLAM's two files of one slide (``h5_files`` and ``pt_files``) the HDF5 file is taken, since only it has
+    coordinates.
 
     Raises
     ------
     UserError
-        ``features-missing``: a root is no folder. ``features-empty``: no .h5 file anywhere.
-        ``bag-duplicate``: two files have the same slide id.
+        ``features-missing``: a root is no folder. ``features-empty``: no feature file anywhere.
+        ``bag-duplicate``: two files have the same slide id. ``bag-outside``: a link leaves the roots.
     """
-    found: dict[str, Path] = {}
     for root in roots:
         if not root.is_dir():
             raise UserError("features-missing", f"{root}: there is no such folder. Correct data.features.")
-        for folder, _, names in os.walk(root):
-            for name in names:
-                if not name.lower().endswith(_BAG_SUFFIXES) or name.startswith("."):
-                    continue
-                path = Path(folder) / name
-                slide = slide_id(name)
-                if slide in found and not path.samefile(found[slide]):
-                    raise UserError(
-                        "bag-duplicate",
-                        f"Slide '{slide}' has two feature files: {found[slide]} and {path}. Remove one, or point "
-                        "data.features at the folder of one encoder.",
-                    )
-                found[slide] = path
+    inside = [root.resolve() for root in roots]
+    found: dict[str, Path] = {}
+    for path in (path for root in roots for path in _files(root)):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in inside):
+            raise UserError(
+                "bag-outside",
+                f"{path}: this is a link to a file outside data.features. Add the folder it leads to there instead.",
+            )
+        slide = slide_id(path)
+        found[slide] = path if slide not in found else _one_of(slide, found[slide], path)
     if not found:
         folders = ", ".join(str(root) for root in roots)
-        raise UserError("features-empty", f"No .h5 file was found under {folders}. Correct data.features.")
+        raise UserError(
+            "features-empty",
+            f"No feature file (.h5, .pt, or .npy in a folder 'features') was found under {folders}. Correct "
+            "data.features.",
+        )
     return dict(sorted(found.items()))
 
 
-def read_header(path: Path) -> BagHeader:
+def _files(root: Path) -> list[Path]:
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name.lower() not in _NOT_FEATURES)
+        for name in sorted(names):
+            path = Path(folder) / name
+            suffix = path.suffix.lower()
+            if name.startswith(".") or suffix not in BAG_SUFFIXES:
+                continue
+            if suffix == ".npy" and (name.lower().endswith(".index.npy") or not in_features_folder(path)):
+                continue
+            files.append(path)
+    return files
+
+
+def _one_of(slide: str, one: Path, other: Path) -> Path:
+    if one.samefile(other):
+        return one
+    if one.parent.parent == other.parent.parent:
+        pair = {path.parent.name: path for path in (one, other)}
+        if pair.keys() == {"h5_files", "pt_files"}:
+            return pair["h5_files"]
+    raise UserError(
+        "bag-duplicate",
+        f"Slide '{slide}' has two feature files: {one} and {other}. Remove one, or point data.features at the "
+        "folder of one encoder.",
+    )
+
+
+def read_header(path: Path, format: Format | None = None) -> BagHeader:
     """Read what a feature file says about itself, without its values.
+
+    Parameters
+    ----------
+    format : str or None
+        Overrides the detection (``data.format``); refused where the file's layout does not fit it.
 
     Raises
     ------
     UserError
-        ``bag-missing``, ``bag-not-hdf5``, ``bag-unreadable``, ``bag-link``, ``bag-too-large``,
-        ``bag-no-features``, ``bag-empty``, ``bag-coords-missing`` or ``bag-coords-length``.
+        ``bag-missing``, ``bag-unreadable``, ``bag-format``, ``bag-too-large``, ``bag-no-features``, ``bag-empty``,
+        ``bag-coords-missing``, ``bag-coords-length``, and what the format's reader adds.
     """
-    with open_readonly(path) as file:
-        return _describe(path, *_datasets(path, file))
+    with _open(path, format) as bag:
+        return bag.header
 
 
-def read_bag(path: Path) -> Bag:
+def read_bag(path: Path, format: Format | None = None) -> Bag:
     """Read one slide's features and coordinates as float32.
-
-    A leading axis of one (published UNI2-h sets) is squeezed.
 
     Raises
     ------
     UserError
         As :func:`read_header`, and ``bag-nan`` or ``bag-all-zero``.
     """
-    with open_readonly(path) as file:
-        features, coords = _datasets(path, file)
-        header = _describe(path, features, coords)
-        if features.id.get_storage_size() == 0:
-            raise _all_zero(path, header.patches)  # declared, never written: HDF5 would invent zeros
+    with _open(path, format) as bag:
+        header = bag.header
         # HDF5's own float16 conversion is several times slower than reading as stored and converting here.
-        values = np.asarray(features[()]).reshape(header.patches, header.dim).astype(np.float32, copy=False)
-        places = np.asarray(coords[()]).reshape(header.patches, 2).astype(np.float32, copy=False)
-    for what, array in (("features", values), ("coords", places)):
+        features = _as_float32(bag.features(), (header.patches, header.dim))
+        coords = _as_float32(bag.coords(), (header.patches, 2))
+    for what, array in (("features", features), ("coords", coords)):
         finite = np.isfinite(array)
         if not finite.all():
             row = int(np.argmin(finite.all(axis=1)))
@@ -140,79 +131,16 @@ def read_bag(path: Path) -> Bag:
                 f"{path}: '{what}' has a value that is not a number or infinite, first in patch {row} (from 0). "
                 "Extract the slide's features again, in a wider number format if they overflowed.",
             )
-    if not values.any():
-        raise _all_zero(path, header.patches)
-    return Bag(values, places, header)
+    if not features.any():
+        raise all_zero(path, header.patches)
+    return Bag(features, coords, header)
 
 
-def _all_zero(path: Path, patches: int) -> UserError:
-    return UserError(
-        "bag-all-zero",
-        f"{path}: all {patches} patches are zero, so the extraction failed. Extract the slide's features again.",
-    )
+def _open(path: Path, wanted: Format | None) -> AbstractContextManager[OpenBag]:
+    readers = {".pt": open_pt, ".npy": open_npy}
+    return readers.get(path.suffix.lower(), open_hdf5)(path, wanted)
 
 
-def _datasets(path: Path, file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
-    features, coords = (hard_dataset(path, file, name) for name in ("features", "coords"))
-    if features is None or features.dtype.kind != "f":
-        seen = ", ".join(sorted(file.keys())[:8]) or "nothing"
-        raise UserError(
-            "bag-no-features",
-            f"{path}: there is no dataset 'features' of decimal numbers (found: {seen}). "
-            "Point data.features at the folder of features, not of patch coordinates.",
-        )
-    if coords is None or coords.dtype.kind not in "iuf":
-        raise UserError(
-            "bag-coords-missing",
-            f"{path}: there is no dataset 'coords' of numbers, so patches have no neighbours. "
-            "Extract the features with a tool that keeps the coordinates.",
-        )
-    return features, coords
-
-
-def _squeezed(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    shape = shape or (0,)
-    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-
-
-def _describe(path: Path, features: h5py.Dataset, coords: h5py.Dataset) -> BagHeader:
-    shape, places = _squeezed(features.shape), _squeezed(coords.shape)
-    if 0 in shape:
-        raise UserError(
-            "bag-empty",
-            f"{path}: the slide has no patches. Segment its tissue again, or remove the file and its row.",
-        )
-    if len(shape) != 2:
-        raise UserError(
-            "bag-no-features",
-            f"{path}: 'features' has shape {features.shape}, not (patches, dimensions). Extract them again.",
-        )
-    if places != (shape[0], 2):
-        raise UserError(
-            "bag-coords-length",
-            f"{path}: {shape[0]} patches have features, but 'coords' has shape {coords.shape} instead of "
-            f"({shape[0]}, 2). Features and coordinates are of two extractions: extract them again together.",
-        )
-    encoder = scalar_attribute(features, "encoder") or scalar_attribute(features.file, "encoder")
-    trident = encoder is not None or "patch_size_level0" in coords.attrs
-    return BagHeader(
-        path=path,
-        slide=slide_id(path),
-        format="trident" if trident else "clam",
-        patches=shape[0],
-        dim=shape[1],
-        encoder=encoder if isinstance(encoder, str) else None,
-        patch_um=_patch_um(coords),
-    )
-
-
-def _patch_um(coords: h5py.Dataset) -> float | None:
-    """Edge in µm from TRIDENT's attributes; a magnification of m× is 10/m µm per pixel."""
-    for edge_px, magnification in (
-        ("patch_size_level0", "level0_magnification"),
-        ("patch_size", "target_magnification"),
-    ):
-        edge, times = scalar_attribute(coords, edge_px), scalar_attribute(coords, magnification)
-        if isinstance(edge, float) and isinstance(times, float) and edge > 0 and times > 0:
-            return edge * 10.0 / times
-    return None
+def _as_float32(values: npt.NDArray[np.generic], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused as that
+        return values.reshape(shape).astype(np.float32, copy=False)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from momkd_fl.config.site import Scale
-from momkd_fl.data.bags import read_bag
+from momkd_fl.data.bags import Format, read_bag
 from momkd_fl.data.cache import BagCache, PatientBag
 from momkd_fl.data.genomics import canonical_gene, panel_columns
 from momkd_fl.data.graph import neighbours
 from momkd_fl.data.splits import Split
-from momkd_fl.data.standardise import FeatureScaling, fit_scaling
+from momkd_fl.data.standardise import FeatureScaling, fit_scaling, slide_moments
+from momkd_fl.data.store import Store
 from momkd_fl.errors import UserError
 
 Standardise = Literal["none", "site", "slide"]
@@ -64,6 +65,10 @@ class Cohort:
         The genes that patients' vectors have now; empty where the site has no genomics.
     scaling : mapping
         By site; empty unless ``standardise`` is 'site'.
+    format : str or None
+        Overrides the detection of the files' format.
+    stores : tuple of Store
+        Ingested slides; a slide that is not there unchanged is read from its file.
     """
 
     site: str
@@ -83,6 +88,8 @@ class Cohort:
     standardise: Standardise
     scaling: Mapping[str, FeatureScaling]
     cache: BagCache = field(repr=False)
+    format: Format | None = None
+    stores: tuple[Store, ...] = field(default=(), repr=False)
 
     def labelled(self, split: Split) -> list[Patient]:
         """Patients of a split who have a label, by id."""
@@ -100,15 +107,25 @@ class Cohort:
         kept = self.cache.get(key)
         if kept is not None:
             return kept
-        features, coords = [], []
+        features, index, start = [], [], 0
         for path in patient.slides:
-            slide = read_bag(path)
-            features.append(slide_features(path, slide.features, self.standardise, self.scaling.get(patient.site)))
-            coords.append(slide.coords)
-        offsets = np.cumsum([0, *(len(part) for part in coords)]).tolist()
-        bag = PatientBag(np.concatenate(features), neighbours(np.concatenate(coords), self.neighbours, offsets))
+            values, near = self._slide(path)
+            features.append(slide_features(path, values, self.standardise, self.scaling.get(patient.site)))
+            index.append(np.where(near >= 0, near + np.int32(start), np.int32(-1)))  # no edge crosses slides
+            start += len(values)
+        bag = PatientBag(np.concatenate(features), np.concatenate(index))
         self.cache.put(key, bag)
         return bag
+
+    def _slide(self, path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Features (P, D) and neighbours (P, k + 1) of one slide: from a store that has it unchanged, else its file."""
+        for store in self.stores:
+            entry = store.find(path)
+            if entry is not None and entry.k >= self.neighbours:
+                stored = store.read(entry)
+                return stored.features.astype(np.float32, copy=False), stored.neighbours[:, : self.neighbours + 1]
+        bag = read_bag(path, self.format)
+        return bag.features, neighbours(bag.coords, self.neighbours)
 
     def with_panel(self, panel: Sequence[str], minimum: int) -> Cohort:
         """The same cohort with every gene vector on the agreed panel, in its order.
@@ -161,7 +178,7 @@ def slide_features(
                 f"{path}: a slide of one patch cannot be standardised by itself. Remove the slide, or have the "
                 "federation use training.standardise: site.",
             )
-        return fit_scaling([features]).apply(features)
+        return fit_scaling([slide_moments(features)]).apply(features)
     return features if scaling is None else scaling.apply(features)
 
 
@@ -206,6 +223,7 @@ def merge(cohorts: Sequence[Cohort]) -> Cohort:
         genes_available=genomic[0].genes_available if genomic else (),
         gene_scale=genomic[0].gene_scale if genomic else None,
         scaling={site: scaling for cohort in cohorts for site, scaling in cohort.scaling.items()},
+        stores=tuple(store for cohort in cohorts for store in cohort.stores),
         cache=BagCache(sum(cohort.cache.capacity_bytes for cohort in cohorts)),
     )
 

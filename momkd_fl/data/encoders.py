@@ -33,7 +33,8 @@ _KNOWN: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "kaiko-vitb8": ((768,), ()),
     "kaiko-vitb16": ((768,), ()),
     "kaiko-vitl14": ((1024,), ()),
-    "ctranspath": ((768,), ("chief-ctranspath", "xiyuewang-ctranspath")),
+    "ctranspath": ((768,), ("xiyuewang-ctranspath",)),
+    "chief-ctranspath": ((768,), ()),  # CHIEF's own weights for the same network
     "resnet50": ((1024, 2048), ("resnet50_trunc", "resnet50-trunc")),
 }
 
@@ -60,6 +61,15 @@ def canonical_encoder(name: str) -> str:
 def is_known(name: str) -> bool:
     """Whether the name, or an alias of it, stands in the table of published encoders."""
     return _key(name) in _CANONICAL
+
+
+def without_suffix(name: str) -> str:
+    """The name without what a tool appended to a published encoder's: ``uni2-1a2b3c4d`` -> ``uni2`` (STAMP's hash),
+    ``GigapathTile`` -> ``Gigapath`` (slideflow); any other name as it is."""
+    for shorter in (name, name.rpartition("-")[0], name.removesuffix("Tile")):
+        if shorter and is_known(shorter):
+            return shorter
+    return name
 
 
 def encoder_of_folder(path: Path) -> str | None:

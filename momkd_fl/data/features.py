@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from momkd_fl.config.federation import Encoder
 from momkd_fl.config.site import Data
-from momkd_fl.data.bags import BagHeader, read_header
+from momkd_fl.data.bags import BagHeader, Format, read_header
 from momkd_fl.data.encoders import canonical_encoder, check_dimension, resolve_encoder
 from momkd_fl.errors import UserError
 
@@ -22,11 +23,13 @@ SlidesByPatient = Mapping[str, tuple[Path, ...]]
 
 @dataclass(frozen=True)
 class SiteFeatures:
-    """Canonical encoder, embedding dimension, and the patch edge in µm where anything says it."""
+    """Canonical encoder, embedding dimension, the patch edge in µm where anything says it, and how many files
+    have which format."""
 
     encoder: str
     dim: int
     patch_um: float | None
+    formats: dict[str, int] = field(default_factory=dict)
 
 
 def common_features(slides: SlidesByPatient, data: Data) -> SiteFeatures:
@@ -39,7 +42,7 @@ def common_features(slides: SlidesByPatient, data: Data) -> SiteFeatures:
         ``patch-um-conflict``; as :func:`momkd_fl.data.encoders.resolve_encoder` and
         ``check_dimension``; as :func:`momkd_fl.data.bags.read_header`, for up to five files at once.
     """
-    headers = _headers(slides)
+    headers = _headers(slides, data.format)
     first = headers[0]
     encoder = _encoder(first, data)
     patch_um = _patch_um(first, data)
@@ -65,7 +68,7 @@ def common_features(slides: SlidesByPatient, data: Data) -> SiteFeatures:
                 "Extract the site's slides at one patch size.",
             )
         patch_um = edge if patch_um is None else patch_um
-    return SiteFeatures(encoder, first.dim, patch_um)
+    return SiteFeatures(encoder, first.dim, patch_um, dict(Counter(header.format for header in headers)))
 
 
 def check_expected(site: str, features: SiteFeatures, expected: Encoder) -> None:
@@ -102,12 +105,12 @@ def same_edge(one: float, other: float) -> bool:
     return abs(one - other) <= PATCH_TOLERANCE * max(one, other)
 
 
-def _headers(slides: SlidesByPatient) -> list[BagHeader]:
+def _headers(slides: SlidesByPatient, format_: Format | None) -> list[BagHeader]:
     headers: list[BagHeader] = []
     problems: list[UserError] = []
     for path in (path for paths in slides.values() for path in paths):
         try:
-            headers.append(read_header(path))
+            headers.append(read_header(path, format_))
         except UserError as problem:
             problems.append(problem)
     if problems:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from momkd_fl import __version__
+from momkd_fl.config.federation import Compared
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.encoders import canonical_encoder
@@ -26,6 +27,12 @@ class Fingerprint:
     ----------
     patch_um : float or None
         Edge of a patch in micrometres; equal within 10%, since magnifications are nominal.
+    magnification : float or None
+        Of the patches; equal within 10%.
+    preprocessing : str or None
+        How patches were prepared for the encoder, in the site's own words.
+    class_names : str or None
+        What the classes mean, class 0 first, joined by ' | '; not the values of the site's table.
     definition : str or None
         How the label was made, in the site's own words (assay, cut-off).
     gene_scale, genes : str or None
@@ -46,6 +53,9 @@ class Fingerprint:
     gene_scale: str | None = None
     genes: str | None = None
     software: str | None = None
+    magnification: float | None = None
+    preprocessing: str | None = None
+    class_names: str | None = None
 
     def to_dict(self) -> dict[str, Value]:
         """As JSON takes it."""
@@ -72,13 +82,29 @@ class Fingerprint:
         return replace(found, encoder=canonical_encoder(found.encoder))
 
 
-_ONLY_WARN = frozenset({"scanner", "definition", "software"})
-"""Free text and versions: worth saying, but two spellings of one assay must not stop a run."""
+SET_IN = {
+    "encoder": "data.encoder",
+    "dim": "data.features",
+    "task": "data.tasks",
+    "classes": "data.tasks.<task>.classes",
+    "patch_um": "data.patch_um",
+    "magnification": "data.magnification",
+    "preprocessing": "data.preprocessing",
+    "preparation": "data.preparation",
+    "scanner": "data.scanner",
+    "definition": "data.tasks.<task>.definition",
+    "class_names": "data.tasks.<task>.class_names",
+    "gene_scale": "data.genomics.scale",
+}
+"""Where the site's file states a field; those not here follow from the software."""
+
+_NOMINAL = frozenset({"patch_um", "magnification"})
+_FREE_WORDS = frozenset({"preprocessing", "scanner", "definition"})
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One field that differs, and whether it stops the site."""
+    """One field that differs, and whether it stops the site; ``ours`` None: not stated, though it is required."""
 
     field: str
     ours: Value
@@ -86,9 +112,15 @@ class Mismatch:
     must_match: bool
 
 
+def joined(class_names: Sequence[str]) -> str:
+    """Names of classes as the fingerprint compares them: in their order, without case or stray blanks."""
+    return " | ".join(_plain(name) for name in class_names)
+
+
 def fingerprint(site: SiteConfig, cohort: Cohort) -> Fingerprint:
     """The fingerprint of one site's cohort."""
     digest = hashlib.sha256("\n".join(cohort.panel).encode()).hexdigest()[:16]
+    task = site.data.tasks[cohort.task]
     return Fingerprint(
         encoder=cohort.encoder,
         dim=cohort.dim,
@@ -97,24 +129,42 @@ def fingerprint(site: SiteConfig, cohort: Cohort) -> Fingerprint:
         patch_um=cohort.patch_um,
         preparation=site.data.preparation,
         scanner=site.data.scanner,
-        definition=site.data.tasks[cohort.task].definition,
+        definition=task.definition,
         gene_scale=cohort.gene_scale,
         genes=digest if cohort.panel and cohort.genes_available else None,
         software=__version__,
+        magnification=site.data.magnification,
+        preprocessing=site.data.preprocessing,
+        class_names=None if task.class_names is None else joined(task.class_names),
     )
 
 
-def mismatches(ours: Fingerprint, reference: Fingerprint) -> list[Mismatch]:
-    """Fields that differ, in the order of the dataclass. A field that one side does not state is not compared."""
+def mismatches(ours: Fingerprint, reference: Fingerprint, compared: Compared | None = None) -> list[Mismatch]:
+    """Fields that differ, in the order of the dataclass.
+
+    A field that one side does not state is not compared, but where it is 'required' a site that does not state it
+    differs. Fields that ``compared`` does not list (encoder, dimension, task, ...) must always match.
+    """
+    severity = (compared or Compared()).model_dump()
     found = []
     for field in fields(Fingerprint):
         here, there = getattr(ours, field.name), getattr(reference, field.name)
-        if here is None or there is None or here == there:
-            continue
-        if field.name == "patch_um" and same_edge(here, there):
-            continue
-        found.append(Mismatch(field.name, here, there, field.name not in _ONLY_WARN))
+        asked = severity.get(field.name, "must")
+        if here is None and asked == "required":
+            found.append(Mismatch(field.name, None, there, True))
+        elif asked != "ignore" and here is not None and there is not None and not _same(field.name, here, there):
+            found.append(Mismatch(field.name, here, there, asked != "warn"))
     return found
+
+
+def _same(field: str, here: Value, there: Value) -> bool:
+    if field in _NOMINAL and isinstance(here, int | float) and isinstance(there, int | float):
+        return same_edge(here, there)
+    return here == there or (field in _FREE_WORDS and _plain(str(here)) == _plain(str(there)))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def data_digest(cohort: Cohort) -> str:

@@ -1,24 +1,32 @@
-"""Expression tables: one row a patient, one column a gene, on a scale that is declared."""
+"""Expression of a site's patients: one row a patient, one column a gene, on a scale that is declared."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from momkd_fl.config.site import Genomics, Scale
-from momkd_fl.data.tables import column_index, open_table
+from momkd_fl.config.site import Genomics, Layout, Scale
+from momkd_fl.data.expression_folders import detect_folder, read_folder
+from momkd_fl.data.expression_layouts import Raw, detect, read_layout
+from momkd_fl.data.gene_names import PANELS, canonical_gene, is_ensembl, load_panel, panel_columns
+from momkd_fl.data.tables import open_table
 from momkd_fl.errors import UserError
 
-PANELS = ("odx21", "pam50")
-"""Panels that come with the package (``data/panels/*.txt``)."""
-
-_ALIASES = {"CTSL2": "CTSV", "ORC6L": "ORC6", "KNTC2": "NDC80", "CDCA1": "NUF2"}
+__all__ = [
+    "PANELS",
+    "Expression",
+    "canonical_gene",
+    "load_panel",
+    "on_panel",
+    "panel_columns",
+    "read_expression",
+    "rows_by_patient",
+]
 
 # Largest credible value of each scale. TPM sums to 1e6, so log2(TPM + 1) stays under 20; the rest
 # leaves room for other pipelines (RSEM counts) and catches values that were never logged.
@@ -38,109 +46,147 @@ class Expression:
         On a log-like scale: TPM has become log2(TPM + 1).
     scale : str
         Scale of ``values``: 'log2tpm', 'zscore' or 'signedlog'.
+    layout : str
+        How the files were read, e.g. 'wide, genes in rows'.
+    notes : tuple of str
+        What was recognised, left out and resolved: sentences without ids or values.
     """
 
     patients: tuple[str, ...]
     genes: tuple[str, ...]
     values: npt.NDArray[np.float32]
     scale: Scale
+    layout: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def canonical_gene(name: str) -> str:
-    """A gene symbol as it is compared: upper case, and today's symbol for a former one."""
-    symbol = name.strip().upper()
-    return _ALIASES.get(symbol, symbol)
+def read_expression(config: Genomics, patients: Collection[str] | None = None) -> Expression:
+    """Read and check the site's expression.
 
+    A patient whose cells are all empty is one without expression, a gene whose cells are all empty is one
+    that the table lacks; any other empty cell is an error. Of several columns of one gene that with the
+    highest mean stays (``duplicates: refuse`` refuses them); a patient may stand there twice with the
+    same values only.
 
-def read_expression(config: Genomics) -> Expression:
-    """Read and check the site's expression table.
-
-    A row whose cells are all empty is a patient without expression; any other empty cell is an error.
+    Parameters
+    ----------
+    patients : collection of str, optional
+        The site's patients; they help to recognise the layout where no gene is known.
 
     Raises
     ------
     UserError
-        ``genes-duplicated``, ``expression-patient-duplicated``, ``expression-not-numeric``,
-        ``expression-missing``, ``expression-empty``, ``expression-scale``; and as
-        :func:`momkd_fl.data.tables.open_table`.
+        ``genes-duplicated``, ``expression-patient-duplicated``, ``expression-missing``, ``expression-empty``,
+        ``expression-scale``; and as :mod:`momkd_fl.data.expression_layouts` and
+        :mod:`momkd_fl.data.expression_folders`.
     """
-    rows: dict[str, npt.NDArray[np.float32]] = {}
-    numbers: dict[str, int] = {}
-    with open_table(config.path) as (columns, lines):
-        place = 0 if config.patient is None else column_index(config.path, columns, config.patient, "genomics.patient")
-        genes = _gene_columns(config.path, columns, place)
-        for number, cells in lines:
-            patient = cells.pop(place)
-            if not patient:
-                raise UserError(
-                    "patient-id-empty", f"{config.path}, row {number}: the patient id is empty. Fill it in."
-                )
-            if patient in numbers:
-                raise UserError(
-                    "expression-patient-duplicated",
-                    f"{config.path}, rows {numbers[patient]} and {number}: patient '{patient}' stands there twice. "
-                    "Keep one row for each patient.",
-                )
-            numbers[patient] = number
-            if any(cells):
-                rows[patient] = _numbers(config.path, number, genes, cells)
-    if not rows or not genes:
-        raise UserError("expression-empty", f"{config.path}: there is no expression in this table. Leave it out.")
-    values = np.stack(list(rows.values()))
+    raw = _read(config, patients)
+    notes = [f"The expression was read as '{raw.layout}'.", *raw.notes]
+    rows = _patient_rows(config.path, raw, notes)
+    columns = _gene_columns(config, raw, rows, notes)
+    if not rows or not columns:
+        raise UserError("expression-empty", f"{config.path}: there is no expression in it. Leave it out.")
+    names, genes = tuple(raw.patients[row] for row in rows), tuple(columns)
+    values = raw.values
+    if rows != list(range(len(raw.patients))):
+        values = values[rows]
+    if list(columns.values()) != list(range(len(raw.genes))):
+        values = values[:, list(columns.values())]
+    _check_complete(config.path, raw, rows, genes, values)
     _check_scale(config.path, config.scale, values)
-    if config.scale == "tpm":
-        return Expression(tuple(rows), genes, np.log2(values + np.float32(1)), "log2tpm")
-    return Expression(tuple(rows), genes, values, config.scale)
+    scale = config.scale
+    if scale == "tpm":
+        values, scale = np.log2(values + np.float32(1)), "log2tpm"
+    return Expression(names, genes, values, scale, raw.layout, tuple(notes))
 
 
-def _gene_columns(path: Path, columns: Sequence[str], place: int) -> tuple[str, ...]:
-    first: dict[str, str] = {}
-    twice: dict[str, tuple[str, str]] = {}
-    for number, column in enumerate(columns):
-        if number == place:
+def _read(config: Genomics, patients: Collection[str] | None) -> Raw:
+    layout: Layout
+    if config.path.is_dir():
+        layout = config.layout or detect_folder(config.path)
+        if layout in ("npy", "gdc-star"):
+            return read_folder(config, layout)
+        raise UserError(
+            "expression-layout", f"{config.path}: this is a folder, but data.genomics.layout is '{layout}'."
+        )
+    if config.layout in ("npy", "gdc-star"):
+        raise UserError(
+            "expression-layout", f"{config.path}: this is no folder, as data.genomics.layout '{config.layout}' needs."
+        )
+    with open_table(config.path) as (columns, _):
+        layout = config.layout or detect(config, columns, patients)
+    return read_layout(config, layout)
+
+
+def _patient_rows(path: Path, raw: Raw, notes: list[str]) -> list[int]:
+    """The row of each patient who has expression, in the file's order."""
+    rows: dict[str, int] = {}
+    same = 0
+    for row, patient in enumerate(raw.patients):
+        first = rows.setdefault(patient, row)
+        if first == row:
             continue
-        gene = canonical_gene(column)
-        if not gene:
-            raise UserError("gene-unnamed", f"{path}: column {number + 1} has no gene symbol. Name or remove it.")
-        if gene in first:
-            twice[gene] = (first[gene], column)
-        first.setdefault(gene, column)
-    if twice:
+        if not np.array_equal(raw.values[first], raw.values[row], equal_nan=True):
+            raise UserError(
+                "expression-patient-duplicated",
+                f"{path}, {raw.kind}s {raw.places[first]} and {raw.places[row]}: patient '{patient}' stands there "
+                f"twice, with other values. Keep one {raw.kind} for each patient.",
+            )
+        same += 1
+    if same:
+        notes.append(f"{same} {raw.kind}s repeat a patient with the same values; each patient counts once.")
+    found = [row for row in rows.values() if not np.isnan(raw.values[row]).all()]
+    if len(found) < len(rows):
+        notes.append(f"{len(rows) - len(found)} patients have no value at all and count as without expression.")
+    return found
+
+
+def _gene_columns(config: Genomics, raw: Raw, rows: list[int], notes: list[str]) -> dict[str, int]:
+    """The column of each gene, by its compared name, in the file's order."""
+    empty = np.ones(len(raw.genes), dtype=bool)
+    sums = np.zeros(len(raw.genes))
+    for row in rows:  # one row at a time: no second table in memory
+        empty &= np.isnan(raw.values[row])
+        sums += np.nan_to_num(raw.values[row])
+    columns: dict[str, int] = {}
+    twice: dict[str, tuple[str, str]] = {}
+    for column, name in enumerate(raw.genes):
+        gene = canonical_gene(name)
+        if rows and empty[column]:
+            continue
+        if gene in columns:
+            twice.setdefault(gene, (raw.genes[columns[gene]], name))
+        if gene not in columns or sums[column] > sums[columns[gene]]:
+            columns[gene] = column
+    if twice and config.duplicates == "refuse":
         named = ", ".join(a if a == b else f"{a} (also as {b})" for a, b in list(twice.values())[:8])
         raise UserError(
             "genes-duplicated",
-            f"{path}: {len(twice)} gene(s) have more than one column: {named}. Keep one column for each gene.",
+            f"{config.path}: {len(twice)} gene(s) stand there more than once: {named}. Keep one of each, or set "
+            "data.genomics.duplicates to highest_mean.",
         )
-    return tuple(first)
+    if twice:
+        notes.append(f"{len(twice)} genes stand there more than once; of each, that with the highest mean was kept.")
+    if rows and empty.any():
+        notes.append(f"{int(empty.sum())} genes have no value for any patient and were left out.")
+    ensembl = sum(map(is_ensembl, raw.genes))
+    if ensembl:
+        left = sum(map(is_ensembl, columns))
+        notes.append(f"{ensembl} genes have Ensembl ids; the panels' genes became symbols, {left} keep the id.")
+    return columns
 
 
-def _numbers(path: Path, row: int, genes: Sequence[str], cells: list[str]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-        try:
-            values = np.array(cells, dtype=np.float32)
-        except ValueError:
-            values = np.array([_number(cell) for cell in cells], dtype=np.float32)
-    if np.isfinite(values).all():
-        return values
-    place = int(np.argmin(np.isfinite(values)))
-    cell, gene = cells[place], genes[place]
-    if cell.lower() in ("", "na", "n/a", "nan", "null", "none"):
-        raise UserError(
-            "expression-missing",
-            f"{path}, row {row}: gene {gene} has no value. Remove the gene or the patient; nothing is filled in.",
-        )
-    raise UserError(
-        "expression-not-numeric",
-        f"{path}, row {row}: gene {gene} has '{cell[:40]}', which is not a number (decimals take a point). "
-        "Correct the cell, or remove the column if it is no gene.",
-    )
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
+def _check_complete(
+    path: Path, raw: Raw, rows: Sequence[int], genes: Sequence[str], values: npt.NDArray[np.float32]
+) -> None:
+    for row, line in zip(rows, values, strict=True):
+        if np.isnan(line).any():
+            gene = genes[int(np.argmax(np.isnan(line)))]
+            raise UserError(
+                "expression-missing",
+                f"{path}, {raw.kind} {raw.places[row]}: gene {gene} has no value. Remove the gene or the patient; "
+                "nothing is filled in.",
+            )
 
 
 def _check_scale(path: Path, scale: Scale, values: npt.NDArray[np.float32]) -> None:
@@ -150,38 +196,14 @@ def _check_scale(path: Path, scale: Scale, values: npt.NDArray[np.float32]) -> N
         wrong = f"the {'maximum is' if high > -low else 'minimum is'} {high if high > -low else low:,.6g}"
     elif scale in ("tpm", "log2tpm") and low < 0:
         wrong = f"the minimum is {low:,.6g}, and it cannot be negative"
+        if scale == "log2tpm" and abs(low - np.log2(0.001)) < 0.01:
+            wrong += " (values of log2(TPM + 0.001), as Xena has them, are to be rewritten as log2(TPM + 1))"
     elif values.size >= _ENOUGH_TO_JUDGE and scale == "tpm" and high <= 20:
         wrong = f"the maximum is {high:,.6g}, so the values look logged already"
     elif values.size >= _ENOUGH_TO_JUDGE and scale in ("zscore", "signedlog") and low >= 0:
         wrong = f"the minimum is {low:,.6g}, and values around a mean are negative for some"
     if wrong is not None:
         raise UserError("expression-scale", f"{path}: declared {scale}, but {wrong}. Correct data.genomics.scale.")
-
-
-def load_panel(name: str | Path) -> tuple[str, ...]:
-    """Genes of a panel: 'odx21', 'pam50', or a text file with one symbol a line ('#' starts a comment).
-
-    Raises
-    ------
-    UserError
-        ``panel-missing``, ``panel-empty`` or ``panel-duplicated``.
-    """
-    if str(name) in PANELS:
-        text = (resources.files("momkd_fl.data") / "panels" / f"{name}.txt").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(name).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            raise UserError(
-                "panel-missing", f"{name}: neither a known panel ({', '.join(PANELS)}) nor a readable text file."
-            ) from None
-    genes = [canonical_gene(line) for line in (row.split("#", 1)[0] for row in text.splitlines()) if line.strip()]
-    if not genes:
-        raise UserError("panel-empty", f"{name}: the panel names no gene. Write one symbol a line.")
-    twice = sorted({gene for gene in genes if genes.count(gene) > 1})
-    if twice:
-        raise UserError("panel-duplicated", f"{name}: {', '.join(twice[:8])} stand in the panel twice. Keep one each.")
-    return tuple(genes)
 
 
 def on_panel(expression: Expression, panel: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
@@ -194,26 +216,6 @@ def on_panel(expression: Expression, panel: Sequence[str]) -> tuple[npt.NDArray[
     """
     columns, missing = panel_columns(expression.genes, panel)
     return expression.values[:, columns], missing
-
-
-def panel_columns(genes: Sequence[str], panel: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Places in ``genes`` of the panel's genes, in the panel's order, and the genes that have none.
-
-    Raises
-    ------
-    UserError
-        ``genes-no-overlap``.
-    """
-    place = {gene: number for number, gene in enumerate(genes)}
-    wanted = [canonical_gene(gene) for gene in panel]
-    missing = [gene for gene in wanted if gene not in place]
-    if len(missing) == len(wanted):
-        raise UserError(
-            "genes-no-overlap",
-            f"The expression table has none of the panel's {len(wanted)} genes (wanted {', '.join(wanted[:4])}...; "
-            f"found {', '.join(genes[:4])}...). Name its columns by gene symbol.",
-        )
-    return [place[gene] for gene in wanted if gene in place], missing
 
 
 def rows_by_patient(expression: Expression, patients: Collection[str]) -> dict[str, int]:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from momkd_fl.config.federation import Encoder
 from momkd_fl.config.site import Data, SiteConfig, TaskLabels
-from momkd_fl.data.bags import find_bags, read_bag
+from momkd_fl.data.bags import Format, find_bags, read_bag
 from momkd_fl.data.cache import BagCache
 from momkd_fl.data.cohort import Cohort, Patient, Standardise
 from momkd_fl.data.features import SlidesByPatient, check_expected, common_features
 from momkd_fl.data.genomics import Expression, read_expression, rows_by_patient
 from momkd_fl.data.slides import read_links
 from momkd_fl.data.splits import Split, read_splits, stratified_split
-from momkd_fl.data.standardise import fit_scaling
+from momkd_fl.data.standardise import Moments, fit_scaling, slide_moments
+from momkd_fl.data.store import Store
 from momkd_fl.data.tables import Labels, read_labels
 from momkd_fl.errors import UserError
 
@@ -53,12 +54,13 @@ def load_cohort(
         ``patch-um-mismatch``; and what the files themselves give rise to.
     """
     data = site.data
+    stores = () if data.store is None else (Store(data.store),)
     labels = read_labels(data.labels, _task(data, task, classes))
     slides, dropped = _slides(site, task, labels)
     features = common_features(slides, data)
     if encoder is not None:
         check_expected(site.site, features, encoder)
-    expression = None if data.genomics is None else read_expression(data.genomics)
+    expression = None if data.genomics is None else read_expression(data.genomics, labels.patients)
     rows = {} if expression is None else rows_by_patient(expression, slides)
     if expression is not None:
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)
@@ -81,11 +83,21 @@ def load_cohort(
         standardise=standardise,
         scaling={},
         cache=BagCache(data.cache_mb * 1024**2),
+        format=data.format,
+        stores=stores,
     )
     if standardise != "site":
         return cohort
-    scaling = fit_scaling(read_bag(path).features for paths in slides.values() for path in paths)
+    scaling = fit_scaling(_moments(path, data.format, stores) for paths in slides.values() for path in paths)
     return replace(cohort, scaling={site.site: scaling})
+
+
+def _moments(path: Path, format: Format | None, stores: tuple[Store, ...]) -> Moments:
+    for store in stores:
+        entry = store.find(path)
+        if entry is not None:
+            return store.moments(entry)
+    return slide_moments(read_bag(path, format).features)
 
 
 def _task(data: Data, name: str, classes: int) -> TaskLabels:

@@ -7,10 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
+from momkd_fl.data.listing import listed, rows_named
 from momkd_fl.data.tables import column_index, patient_column, read_table
 from momkd_fl.errors import UserError
 
 Split = Literal["train", "validation", "test"]
+
+_FROM_FILE = ("train", "validation")
 
 
 def stratified_split(
@@ -47,34 +50,40 @@ def _draw(patient: str, seed: int) -> str:
 
 
 def read_splits(path: Path, patients: Collection[str]) -> dict[str, Split]:
-    """Read a table with columns ``patient,split``; other patients than those asked for are ignored.
+    """Read a table with columns ``patient,split`` (csv, tsv or xlsx); other patients than those asked for are ignored.
 
     Raises
     ------
     UserError
-        ``split-conflict`` naming the rows; ``split-value``; ``split-missing`` where a patient has no row.
+        ``split-conflict`` and ``split-value`` naming the rows; ``split-missing`` where patients have no row.
     """
     table = read_table(path)
     place = column_index(path, table.columns, "split", "data.splits")
-    first: dict[str, tuple[str, int]] = {}
-    for patient, (number, cells) in zip(patient_column(table, "patient", "data.splits"), table.rows, strict=True):
-        value = cells[place]
-        if value not in ("train", "validation"):
-            raise UserError(
-                "split-value", f"{path}, row {number}: split is '{value}'; it must be 'train' or 'validation'."
-            )
-        known, row = first.setdefault(patient, (value, number))
-        if known != value:
-            raise UserError(
-                "split-conflict",
-                f"{path}, rows {row} and {number}: patient '{patient}' is in two splits, '{known}' and '{value}'. "
-                "Remove one row: a patient in both would be tested on what it was trained on.",
-            )
-    absent = sorted(set(patients) - set(first))
+    wrong = [f"row {number}: '{cells[place]}'" for number, cells in table.rows if cells[place] not in _FROM_FILE]
+    if wrong:
+        raise UserError(
+            "split-value", f"{path}: split must be 'train' or 'validation', but is otherwise in {listed(wrong)}."
+        )
+    rows_of: dict[str, dict[str, int]] = {}  # patient, split, first row
+    for patient, (number, cells) in zip(patient_column(table, None, "data.splits"), table.rows, strict=True):
+        rows_of.setdefault(patient, {}).setdefault(cells[place], number)
+    conflicts = [
+        f"{rows_named(sorted(found.values()))}: patient '{patient}'"
+        for patient, found in rows_of.items()
+        if len(found) > 1
+    ]
+    if conflicts:
+        raise UserError(
+            "split-conflict",
+            f"{path}: {len(conflicts)} patient(s) are in both splits: {listed(conflicts)}. "
+            "Remove one row of each: a patient in both would be tested on what it was trained on.",
+        )
+    absent = sorted(set(patients) - set(rows_of))
     if absent:
+        named = listed([f"'{name}'" for name in absent], separator=", ")
         raise UserError(
             "split-missing",
-            f"{path}: {len(absent)} labelled patient(s) have no row, first '{absent[0]}'. Add them, or remove "
-            "data.splits for a seeded split.",
+            f"{path}: {len(absent)} labelled patient(s) have no row: {named}. "
+            "Add them, or remove data.splits for a seeded split.",
         )
-    return {patient: cast(Split, first[patient][0]) for patient in sorted(patients)}
+    return {patient: cast(Split, next(iter(rows_of[patient]))) for patient in sorted(patients)}

@@ -25,7 +25,17 @@ class FeatureScaling:
         return scaled
 
 
-def fit_scaling(slides: Iterable[npt.NDArray[np.float32]]) -> FeatureScaling:
+Moments = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Mean and variance of one slide's features, each (D,)."""
+
+
+def slide_moments(features: npt.NDArray[np.float32]) -> Moments:
+    """Mean and variance of features (P, D), over patches."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    return mean, np.square(features - mean.astype(np.float32)).mean(axis=0, dtype=np.float64)
+
+
+def fit_scaling(slides: Iterable[Moments]) -> FeatureScaling:
     """Fit over slides, one pass, one slide in memory at a time.
 
     Every slide counts the same, however many patches it has: the variance is the mean of the
@@ -35,16 +45,14 @@ def fit_scaling(slides: Iterable[npt.NDArray[np.float32]]) -> FeatureScaling:
 
     Parameters
     ----------
-    slides : iterable of ndarray (P, D)
-        At least one.
+    slides : iterable of (mean, variance)
+        :func:`slide_moments` of each; at least one.
     """
     count = 0
     mean = np.zeros(0)
     within = np.zeros(0)
     between = np.zeros(0)
-    for features in slides:
-        slide_mean = features.mean(axis=0, dtype=np.float64)
-        slide_variance = np.square(features - slide_mean.astype(np.float32)).mean(axis=0, dtype=np.float64)
+    for slide_mean, slide_variance in slides:
         if count == 0:
             mean, within, between = (np.zeros(len(slide_mean)) for _ in range(3))
         count += 1

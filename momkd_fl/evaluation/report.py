@@ -96,6 +96,7 @@ def _common(results: Results) -> dict[str, Any]:
         "findings": {task: report_text.finding(results, task) for task in results.tasks},
         "comparisons": {task: report_text.comparisons(results, task) for task in results.tasks},
         "cohorts": report_tables.cohorts(results),
+        "differing": report_tables.differing(results),
         "provenance": report_tables.provenance(results),
         "not_guaranteed": report_text.not_guaranteed(results),
     }

@@ -131,6 +131,22 @@ def cohorts(results: Results) -> Table:
     return Table("Cohorts", columns, tuple(rows))
 
 
+def differing(results: Results) -> Table | None:
+    """Fields in which hospitals differ, and what followed."""
+    rows = [
+        (
+            one.site,
+            one.field,
+            "not told" if one.here is None else one.here,
+            "not told" if one.federation is None else one.federation,
+            "kept out" if one.stopped else "took part, with a warning",
+        )
+        for one in results.differing
+    ]
+    columns = ("Hospital", "Field", "There", "In the federation", "What followed")
+    return Table("Where hospitals differ from the federation", columns, tuple(rows)) if rows else None
+
+
 def provenance(results: Results) -> Table:
     made = results.provenance
     rows = [

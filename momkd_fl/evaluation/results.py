@@ -260,6 +260,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """A field of a site's fingerprint that is not the federation's, and whether it kept the site out.
+
+    ``here`` None: not stated, or found by the site itself, which tells no value.
+    """
+
+    __pydantic_config__ = _CLOSED
+    site: str
+    field: str
+    here: str | None
+    federation: str | None
+    stopped: bool
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Wall time: of the installation (None where it was not measured) and of the run."""
 
@@ -300,6 +315,7 @@ class Results:
     curves: list[Curve] = field(default_factory=list)
     memory_map: list[SlotShare] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    differing: list[Disagreement] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         known = {cohort.site for cohort in self.cohorts}

@@ -122,6 +122,9 @@ def _rows(results: Results) -> Iterator[tuple[object, ...]]:
             yield ("cohort", task, "", cohort.site, "", "prevalence", _text(labels.prevalence), "", "", "")
             for reason, count in labels.excluded.items():
                 yield ("cohort", task, "", cohort.site, "", "excluded", _text(count), "", "", reason)
+    for differing in results.differing:
+        level = "stopped" if differing.stopped else "warning"
+        yield ("fingerprint", "", "", differing.site, "", differing.field, _text(differing.here), "", "", level)
 
 
 def _auroc_rows(results: Results) -> Iterator[tuple[object, ...]]:

@@ -23,6 +23,7 @@ from momkd_fl.federation.messages import (
     HELLO,
     INITIALISE,
     PLAN,
+    SELECT,
     TRAIN,
     Kind,
     TrainReply,
@@ -30,7 +31,7 @@ from momkd_fl.federation.messages import (
     open_request,
 )
 from momkd_fl.federation.participant import Participant, site_participant
-from momkd_fl.federation.site_data import preview
+from momkd_fl.federation.preflight import check_site, refuse_failures
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
@@ -70,6 +71,10 @@ def make_client_app(
     @app.query("hello")
     def hello(request: Message, context: Context) -> Message:
         return serve(HELLO, request, participant.hello)
+
+    @app.query("select")
+    def select(request: Message, context: Context) -> Message:
+        return serve(SELECT, request, participant.select)
 
     @app.query("plan")
     def plan(request: Message, context: Context) -> Message:
@@ -128,7 +133,7 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         def say(sentence: str) -> None:
             print(f"[{config.site}] {sentence}", file=sys.stderr, flush=True)
 
-        preview(config, say)
+        _preflight(config, say)
         participant = site_participant(config, say)
         session = SiteSession(
             config.connection.url,
@@ -144,3 +149,13 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         session.run(make_client_app(participant, say, log, metrics), context, stop, lambda _: participant.over)
         if participant.mistake is not None:
             raise participant.mistake
+
+
+def _preflight(config: SiteConfig, say: Say) -> None:
+    """The checks of ``momkd check`` that need neither the server nor every value, before anything is asked."""
+    findings = check_site(config, lambda what, done, total: None, values=False, network=False)
+    for found in findings:
+        if found.status == "WARN":
+            say(f"{found.sentence} {found.mend}".strip())
+    refuse_failures(findings)
+    say("The site's files passed the checks ('momkd check' shows them all).")

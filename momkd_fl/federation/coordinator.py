@@ -9,19 +9,21 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.results import Disagreement
 from momkd_fl.federation import state as states
 from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
-from momkd_fl.federation.enrol import agree_panel, call_roll, dismiss, send_plan
+from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
 from momkd_fl.federation.initialise import Start, initialise
 from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply
 from momkd_fl.federation.plan import SitePlan, save_model
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
+from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
@@ -40,12 +42,16 @@ REJOIN_S = 60.0
 
 @dataclass
 class Outcome:
-    """A finished run: its state, what was selected, and the sites' own evaluations (by split, by site)."""
+    """A finished run: its state, what was selected, and the sites' own evaluations (by split, by site).
+
+    ``differing`` are the fields in which sites differ from the federation, whether that stopped them or not.
+    """
 
     state: ServerState
     chosen: Chosen
     evaluations: dict[str, Evaluations]
     failures: list[tuple[str, str]]
+    differing: list[Disagreement] = field(default_factory=list)
 
 
 class Coordinator:
@@ -78,6 +84,7 @@ class Coordinator:
         self.config, self.grid, self.watch, self.stop, self.traffic = config, grid, watch, stop, traffic
         self.checkpoint = config.output_dir / "checkpoint.safetensors"
         self.failures: list[tuple[str, str]] = []
+        self.stopped: list[Disagreement] = []
         if fresh and self.checkpoint.exists():
             shutil.move(self.checkpoint, self.checkpoint.with_suffix(f".{time.time_ns()}.old"))
 
@@ -102,7 +109,9 @@ class Coordinator:
         state = state.after(best=chosen.best)
         states.save(self.checkpoint, state)
         self._admit(state, self.grid.online() - set(state.members))
-        outcome = Outcome(state, chosen, closing.evaluate(state, chosen), self.failures)
+        evaluations = closing.evaluate(state, chosen)
+        differing = self.stopped + warned(self.config, state.members)
+        outcome = Outcome(state, chosen, evaluations, self.failures, differing)
         closing.farewell(state, chosen)
         self._keep_model(state, chosen)
         return outcome
@@ -159,8 +168,8 @@ class Coordinator:
     def _begin(self) -> tuple[ServerState, set[str]]:
         run = f"{self.config.name}-{secrets.token_hex(4)}"
         with self.watch.phase("hello"):
-            hellos = self._greet(run, self.grid.online())
-        panel = agree_panel(self.config, hellos)
+            hellos = self._greet(run, self.grid.online(), {})
+        panel = self._panel(run, hellos)
         shape = shape_of(self.config, panel)
         state = ServerState(
             run=run,
@@ -189,8 +198,22 @@ class Coordinator:
             state = initialise(state, start, lambda sentence: self.watch.say(sentence, "initialise"))
         return state, planned
 
-    def _greet(self, run: str, sites: Collection[str]) -> dict[str, HelloReply]:
-        roll = call_roll(self.grid, self.config, run, sites)
+    def _panel(self, run: str, hellos: dict[str, HelloReply]) -> tuple[str, ...]:
+        """The panel named, or learnt from the training patients of the training sites alone."""
+        panel = agree_panel(self.config, hellos)
+        if not panel or self.config.genes.panel != "learnt":
+            return panel
+        asked = [site for site, hello in hellos.items() if hello.genomics and hello.role == "train"]
+        with self.watch.phase("init"):
+            return learn_panel(
+                self.grid, self.config, run, asked, panel, lambda sentence: self.watch.say(sentence, "select_genes")
+            )
+
+    def _greet(
+        self, run: str, sites: Collection[str], members: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, HelloReply]:
+        roll = call_roll(self.grid, self.config, run, sites, members)
+        self.stopped += [one for one in roll.differing if one.site in roll.refused]
         for sentence in roll.warnings:
             self.watch.say(f"Warning: {sentence}", "fingerprint_warning", level="warning")
         self._turn_away(run, roll.refused)
@@ -198,6 +221,11 @@ class Coordinator:
 
     def _plan(self, state: ServerState, hellos: dict[str, HelloReply]) -> set[str]:
         answers = send_plan(self.grid, self.config, state.run, hellos, state.panel, state.architecture)
+        self.stopped += [
+            architecture_difference(site, state.architecture)
+            for site, code in answers.refusals.items()
+            if code == "architecture-mismatch"
+        ]
         self._turn_away(
             state.run, {site: UserError(code, answers.sentences[site]) for site, code in answers.refusals.items()}
         )
@@ -213,7 +241,7 @@ class Coordinator:
     def _admit(self, state: ServerState, sites: Collection[str]) -> set[str]:
         """Greet sites that came late, or lost their state, and bring them up to date."""
         known = {site for site in sites if site not in self.failures_by_site()}
-        hellos = self._greet(state.run, known)
+        hellos = self._greet(state.run, known, state.members)
         planned = self._plan(state, hellos)
         if planned and state.space:
             Start(self.config, self.grid, state.run, planned, ()).tell(planned, {"space": state.space})

@@ -9,7 +9,8 @@ Groups of arrays
 ``memory``   slots (C, K, S) and, where there are any, genomic anchors (C, K, A).
 ``space``    the fixed genomic space: mean, scale (G,), axes (A, G), sd (A,).
 ``update``   the weight difference, as ``weights``.
-``statistics``  sums and counts per modality, class and slot; or the sums of one initialisation step.
+``statistics``  sums and counts per modality, class and slot; or the sums of one initialisation step,
+             or those that a panel is learnt from.
 ``scores``   score histograms per class (C, bins) of validation or test patients.
 """
 
@@ -81,6 +82,16 @@ class PlanReply(Body):
     """Accepted, with the architecture hash the site computed itself."""
 
     architecture: str
+
+
+class Select(Body):
+    """Ask a training site with genomics which of the candidate genes differ between its classes."""
+
+    candidates: list[str]
+
+
+class SelectReply(Body):
+    """The site's sums over its training patients travel as arrays."""
 
 
 class Initialise(Body):
@@ -157,6 +168,7 @@ class Kind(Generic[RequestT, ReplyT]):
 
 HELLO = Kind("hello", "query.hello", Hello, HelloReply)
 PLAN = Kind("plan", "query.plan", Plan, PlanReply)
+SELECT = Kind("select", "query.select", Select, SelectReply, reply_groups=frozenset({"statistics"}))
 INITIALISE = Kind(
     "initialise",
     "query.initialise",
@@ -177,7 +189,7 @@ EVALUATE = Kind(
     "evaluate", "evaluate", Evaluate, EvaluateReply, frozenset({"weights", "memory"}), frozenset({"scores"})
 )
 FINISH = Kind("finish", "query.finish", Finish, FinishReply, frozenset({"weights", "memory"}))
-KINDS = (HELLO, PLAN, INITIALISE, TRAIN, EVALUATE, FINISH)
+KINDS = (HELLO, SELECT, PLAN, INITIALISE, TRAIN, EVALUATE, FINISH)
 
 
 @dataclass(frozen=True)

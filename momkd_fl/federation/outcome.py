@@ -88,6 +88,7 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         provenance=_provenance(config, outcome),
         protection=Protection("mutual_tls" if where.origin == "federation" else "in_process", "plain", {}),
         failures=[Failure(code, site=site, recovered=False) for site, code in outcome.failures] + _lost(outcome),
+        differing=list(outcome.differing),
     )
     binned = binned_scores(outcome)
     return replace(compared(results, config, binned), curves=_binned_curves(task, outcome))

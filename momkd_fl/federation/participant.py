@@ -21,6 +21,7 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint, data_digest
+from momkd_fl.data.genomics import panel_columns
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import (
@@ -37,6 +38,8 @@ from momkd_fl.federation.messages import (
     Parcel,
     Plan,
     PlanReply,
+    Select,
+    SelectReply,
     Train,
     TrainReply,
 )
@@ -48,7 +51,7 @@ from momkd_fl.federation.state import Arrays as SpaceArrays
 from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import architecture_hash
-from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums
+from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums, selection_sums
 from momkd_fl.training import checkpoint
 from momkd_fl.training.loop import Prediction
 
@@ -99,6 +102,27 @@ class Participant:
             fingerprint=dict(fingerprint.to_dict()),
             clock_unix_s=time.time(),
         ), {}
+
+    def select(self, request: Parcel[Select]) -> tuple[SelectReply, Arrays]:
+        """Sums that a panel is learnt from, over training patients with a label and genes, and over no one else."""
+        if self._plan is None or self._plan.run != request.run:
+            raise UserError("plan-missing", f"Run {request.run} asked for sums of genes before its greeting.")
+        if self.role != "train":
+            raise UserError("role-mismatch", f"Site '{self.site}' evaluates only; it was asked to help choose genes.")
+        config = self._plan.config
+        cohort, _ = self._cohort(config)
+        columns, missing = panel_columns(cohort.genes_available, request.body.candidates)
+        if missing:
+            raise UserError(
+                "genes-missing",
+                f"Site '{self.site}': the expression table lacks {len(missing)} candidate gene(s), such as "
+                f"{missing[0]}. Start the client again if the table was changed.",
+            )
+        known = [(patient, patient.genes) for patient in cohort.labelled("train") if patient.genes is not None]
+        values = np.array([genes[columns] for _, genes in known], np.float64).reshape(len(known), len(columns))
+        labels = np.array([patient.label for patient, _ in known], np.int64)
+        hospitals = np.array([patient.site for patient, _ in known], np.str_)
+        return SelectReply(), {"statistics": selection_sums(values, labels, hospitals, config.classes)}
 
     def plan(self, request: Parcel[Plan]) -> tuple[PlanReply, Arrays]:
         """Take the panel and build the student; the hash tells the coordinator that both mean the same."""

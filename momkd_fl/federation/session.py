@@ -173,7 +173,7 @@ class Session:
                 if reason is None:
                     return None
             except httpx.TransportError as problem:
-                reason = self._trouble(problem)
+                reason = trouble(problem, self._url, self._ca)
             except Gone as problem:
                 self._say("dropped", {"reason": str(problem)})
                 return None
@@ -205,7 +205,7 @@ class Session:
 
     def _refusal(self, response: httpx.Response) -> str | None:
         """Why the server refused, to try again; None to give up this message; UserError to give up altogether."""
-        status, detail = response.status_code, _detail(response)
+        status, detail = response.status_code, refusal_detail(response)
         if status == 503:
             self._reached = time.monotonic()
             return "busy"
@@ -234,12 +234,10 @@ class Session:
 
     def _correct_clock(self, response: httpx.Response) -> None:
         """Flower refuses a clock 5 s ahead or 5 min behind with the 401 it has for everything."""
-        try:
-            server = parsedate_to_datetime(response.headers["date"])
-        except (KeyError, ValueError):
+        off_s = clock_ahead_s(response)
+        if off_s is None:
             return
-        offset = server - datetime.now(UTC)
-        off_s = -offset.total_seconds()
+        offset = timedelta(seconds=-off_s)
         if abs(off_s) > CLOCK_OFF_MAX_S:
             raise UserError(
                 "clock-skew",
@@ -249,41 +247,58 @@ class Session:
             self._calls.clock_offset = offset
             self._say("clock", {"off_s": round(off_s)})
 
-    def _trouble(self, problem: httpx.TransportError) -> str:
-        """A reason to try again, or UserError for what trying again cannot mend."""
-        cause: BaseException | None = problem
-        while cause is not None and not isinstance(cause, ssl.SSLError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise self._distrust(cause)
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS: {(cause.reason or 'connection closed').lower().replace('_', ' ')}"
-        if isinstance(problem, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
-            return "the connection was dropped; the server may not accept this site's certificate"
-        if isinstance(problem, httpx.TimeoutException):
-            return "no answer in time"
-        return str(problem) or type(problem).__name__
 
-    def _distrust(self, problem: ssl.SSLCertVerificationError) -> UserError:
-        if problem.verify_code == CERTIFICATE_EXPIRED:
-            return UserError(
-                "server-certificate-expired",
-                f"The certificate of the server at {self._url} has expired (or this machine's clock is wrong). "
-                "Ask the coordinator to renew it.",
-            )
-        if problem.verify_code in (NAME_MISMATCH, ADDRESS_MISMATCH):
-            return UserError(
-                "server-name-mismatch",
-                f"The server's certificate is not for the host in {self._url}. Use the name the coordinator gave.",
-            )
+def trouble(problem: httpx.TransportError, url: str, ca: Path) -> str:
+    """Why a connection failed, where trying again may help.
+
+    Raises
+    ------
+    UserError
+        For what trying again cannot mend: ``server-certificate-expired``, ``server-name-mismatch``,
+        ``server-wrong-ca``.
+    """
+    cause: BaseException | None = problem
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        raise _distrust(cause, url, ca)
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS: {(cause.reason or 'connection closed').lower().replace('_', ' ')}"
+    if isinstance(problem, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        return "the connection was dropped; the server may not accept this site's certificate"
+    if isinstance(problem, httpx.TimeoutException):
+        return "no answer in time"
+    return str(problem) or type(problem).__name__
+
+
+def _distrust(problem: ssl.SSLCertVerificationError, url: str, ca: Path) -> UserError:
+    if problem.verify_code == CERTIFICATE_EXPIRED:
         return UserError(
-            "server-wrong-ca",
-            f"The server at {self._url} does not have a certificate of {self._ca} ({problem.verify_message}). "
-            "Check the address and tls.ca; a proxy may tunnel the connection, but not open it.",
+            "server-certificate-expired",
+            f"The certificate of the server at {url} has expired (or this machine's clock is wrong). "
+            "Ask the coordinator to renew it.",
         )
+    if problem.verify_code in (NAME_MISMATCH, ADDRESS_MISMATCH):
+        return UserError(
+            "server-name-mismatch",
+            f"The server's certificate is not for the host in {url}. Use the name the coordinator gave.",
+        )
+    return UserError(
+        "server-wrong-ca",
+        f"The server at {url} does not have a certificate of {ca} ({problem.verify_message}). "
+        "Check the address and tls.ca; a proxy may tunnel the connection, but not open it.",
+    )
 
 
-def _detail(response: httpx.Response) -> str:
+def clock_ahead_s(response: httpx.Response) -> float | None:
+    """Seconds by which this machine's clock is ahead of the server's; None where the server does not say."""
+    try:
+        return (datetime.now(UTC) - parsedate_to_datetime(response.headers["date"])).total_seconds()
+    except (KeyError, ValueError):
+        return None
+
+
+def refusal_detail(response: httpx.Response) -> str:
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

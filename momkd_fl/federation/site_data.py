@@ -10,13 +10,10 @@ import torch
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
-from momkd_fl.data.bags import find_bags
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint, fingerprint
-from momkd_fl.data.genomics import read_expression
 from momkd_fl.data.load import load_cohort
 from momkd_fl.data.splits import Split
-from momkd_fl.data.tables import read_labels
 from momkd_fl.errors import UserError
 
 Say = Callable[[str], None]
@@ -54,16 +51,6 @@ def cohort_loader(site: SiteConfig, say: Say) -> Callable[[FederationConfig], tu
         return cohort, fingerprint(site, cohort)
 
     return read
-
-
-def preview(site: SiteConfig, say: Say) -> None:
-    """Read the tables before anything is asked, so that a wrong path or column is said at once."""
-    for labels in site.data.tasks.values():
-        read_labels(site.data.labels, labels)
-    bags = find_bags(site.data.features)
-    if site.data.genomics is not None:
-        read_expression(site.data.genomics)
-    say(f"{len(bags)} feature files found; tables read.")
 
 
 def device_of(site: SiteConfig) -> torch.device:

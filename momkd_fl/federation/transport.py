@@ -133,12 +133,12 @@ class Gate:
         await self._app(scope, receive, counted)
 
     def _verdict(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str]:
-        if scope["path"] not in self._paths:
-            return 404, "not-found"
         key = self._peer_key(scope.get(PEER))
         site = self._sites.get(key)
-        if site is None:
+        if site is None:  # before the path, so that a site's preflight can ask whether its key is known
             return 403, "key-not-allowed"
+        if scope["path"] not in self._paths:
+            return 404, "not-found"
         scope[SITE] = site
         if scope["method"] != "POST":
             return 0, ""

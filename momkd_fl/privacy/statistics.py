@@ -115,6 +115,44 @@ def scaling_sums(values: Floats) -> dict[str, NDArray[np.float32]]:
     }
 
 
+def selection_sums(
+    values: Floats, labels: NDArray[np.int64], hospitals: NDArray[Any], classes: int
+) -> dict[str, NDArray[np.float32]]:
+    """What tells which genes differ between classes: sums over patients, each gene centred within its hospital.
+
+    Centred first, because hospitals differ in level (batch) and in prevalence: without it, a gene that is merely
+    measured higher where positives are frequent would look like a gene of that class.
+
+    Parameters
+    ----------
+    values : (n, G) expression of labelled *training* patients; n may be 0
+    labels : (n,) class
+    hospitals : (n,) whose patient it is; several only where cohorts are pooled
+    classes : number C of classes
+
+    Returns
+    -------
+    dict
+        ``sum`` (C, G) sums by class of the centred values, ``sum_sq`` (G,) their sums of squares over all classes,
+        ``balance`` (C, C) the sums of products of the class indicators, centred alike: diag(n) - n n^T / N in
+        one hospital. Added over sites, all three are those of the sites' patients put together.
+    """
+    total = {
+        "sum": np.zeros((classes, values.shape[1])),
+        "sum_sq": np.zeros(values.shape[1]),
+        "balance": np.zeros((classes, classes)),
+    }
+    for hospital in np.unique(hospitals):
+        rows = hospitals == hospital
+        centred = values[rows] - values[rows].mean(axis=0)
+        member = np.eye(classes)[labels[rows]]
+        total["sum"] += member.T @ centred
+        total["sum_sq"] += np.square(centred).sum(axis=0)
+        counts = member.sum(axis=0)
+        total["balance"] += np.diag(counts) - np.outer(counts, counts) / counts.sum()
+    return {name: value.astype(np.float32) for name, value in total.items()}
+
+
 def moment_sums(z: Floats) -> dict[str, NDArray[np.float32]]:
     """n (1,), sum (G,) and sum of outer products (G, G) of norm-clipped z-scores (patients, G)."""
     return {

@@ -138,6 +138,11 @@ def check_certificate(certificate: Path, ca: Path, now: datetime | None = None) 
     _check_dates(party, certificate, now)
 
 
+def days_left(certificate: Path) -> float:
+    """Days until a certificate ends; negative once it has (raises as :func:`public_key_of`)."""
+    return (_load(certificate).not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400.0
+
+
 def private_key_of(certificate: Path, private_key: Path, passphrase: bytes | None) -> EllipticCurvePrivateKey:
     """The private key that belongs to a certificate.
 

@@ -24,6 +24,8 @@ HELPS = [
     ("main", ["demo", "--help"]),
     ("main", ["simulate", "--help"]),
     ("main", ["provision", "--help"]),
+    ("main", ["check", "--help"]),
+    ("main", ["ingest", "--help"]),
 ]
 
 

@@ -54,6 +54,10 @@ def test_a_short_file_has_working_defaults() -> None:
         ({"classes": 1}, "'classes'"),
         ({"seed": -1}, "'seed'"),
         ({"listen": {"port": 70000}}, "'listen.port'"),
+        ({"class_names": ["PR negative"]}, "class_names lists 1 classes, but classes is 2"),
+        ({"fingerprint": {"scanner": "perhaps"}}, "'fingerprint.scanner'"),
+        ({"genes": {"panel": "learnt", "count": 3}}, "fewer than genes.minimum"),
+        ({"genes": {"panel": "shared", "candidates": "odx21"}}, "genes.candidates"),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_it_starts(changes: dict[str, Any], said: str) -> None:

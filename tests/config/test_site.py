@@ -65,6 +65,7 @@ def test_a_value_that_cannot_be_is_named_with_its_key(changes: dict[str, Any], k
         ({"column": "PR", "negative": ["0"]}, "positive"),
         ({"column": "PR"}, "positive"),
         ({"column": "PR", "positive": ["1"], "negative": ["0", "1"]}, "two classes"),
+        ({"column": "PR", "positive": ["1"], "negative": ["0"], "class_names": ["PR negative"]}, "class_names"),
         ({"column": "T", "classes": [["a"], ["b"], ["a"]]}, "two classes"),
         ({"column": "T", "classes": [["a"], ["b"]], "positive": ["a"], "negative": ["b"]}, "not both"),
     ],

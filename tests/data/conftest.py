@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from momkd_fl.config.site import SiteConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # for bag_writers, which tests name their parameters from
 
 Writer = Callable[..., Path]
 

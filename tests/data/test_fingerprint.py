@@ -4,7 +4,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from momkd_fl.data.fingerprint import Fingerprint, data_digest, fingerprint, mismatches
+from momkd_fl.config.federation import Compared
+from momkd_fl.data.fingerprint import SET_IN, Fingerprint, data_digest, fingerprint, joined, mismatches
 from momkd_fl.data.load import load_cohort
 from momkd_fl.errors import UserError
 
@@ -20,8 +21,12 @@ FULL = Fingerprint(
     gene_scale="log2tpm",
     genes="abc",
     software="0.1.0",
+    magnification=20.0,
+    preprocessing="224 px, ImageNet",
+    class_names="negative | positive",
 )
-WARNED = {"scanner", "definition", "software"}
+WARNED = {"scanner", "definition", "software", "preprocessing"}
+CHOOSABLE = sorted(Compared.model_fields)
 
 
 @pytest.fixture
@@ -88,7 +93,40 @@ def test_what_is_not_stated_is_not_compared():
     assert mismatches(FULL, replace(FULL, scanner=None)) == []
 
 
+def test_what_follows_is_the_federation_s_choice_for_each_field_it_may_choose():
+    for name in CHOOSABLE:
+        value = getattr(FULL, name)
+        other = replace(FULL, **{name: f"{value}x" if isinstance(value, str) else value * 2})
+        found = {level: mismatches(other, FULL, Compared(**{name: level})) for level in ("must", "required", "warn")}
+        assert [one.must_match for level in found for one in found[level]] == [True, True, False]
+        assert mismatches(other, FULL, Compared(**{name: "ignore"})) == []
+        silent = replace(FULL, **{name: None})
+        assert mismatches(silent, FULL, Compared(**{name: "must"})) == []
+        (unstated,) = mismatches(silent, FULL, Compared(**{name: "required"}))
+        assert (unstated.field, unstated.ours, unstated.must_match) == (name, None, True)
+
+
+def test_every_field_that_a_person_states_has_its_place_in_the_site_s_file():
+    assert {field.name for field in fields(Fingerprint)} - set(SET_IN) == {"genes", "software"}
+
+
+def test_free_words_are_compared_without_case_and_blanks_and_names_of_classes_in_their_order():
+    assert mismatches(replace(FULL, scanner=" gt450 ", preprocessing="224 PX,  imagenet"), FULL) == []
+    assert joined(["PR  Negative", "PR positive "]) == joined(["pr negative", "PR positive"])
+    swapped = replace(FULL, class_names=joined(["positive", "negative"]))
+    assert [one.must_match for one in mismatches(swapped, FULL)] == [True]
+
+
+def test_the_site_s_file_states_the_new_fields(hospital):
+    task = {"column": "PR", "positive": ["pos"], "negative": ["neg"], "class_names": ["PR negative", "PR Positive"]}
+    site = hospital(tasks={"PR": task}, magnification=20, preprocessing="224 px")
+    found = fingerprint(site, load_cohort(site, task="PR", classes=2))
+    assert (found.magnification, found.preprocessing) == (20.0, "224 px")
+    assert found.class_names == "pr negative | pr positive"
+
+
 def test_nominal_patch_edges():
+    assert mismatches(replace(FULL, magnification=20.5), FULL) == []
     assert mismatches(replace(FULL, patch_um=119.0), FULL) == []
     assert [found.field for found in mismatches(replace(FULL, patch_um=112.0), FULL)] == ["patch_um"]
 

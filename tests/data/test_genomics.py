@@ -53,13 +53,31 @@ def test_a_row_of_empty_cells_is_a_patient_without_expression(read):
 
 
 @pytest.mark.parametrize("pair", [("ESR1", "ESR1"), ("ESR1", "esr1"), ("CTSV", "CTSL2")])
-def test_duplicated_genes_are_named(read, pair):
-    assert pair[0] in _refused("genes-duplicated", lambda: read([("id", "A", *pair), ("a", "1", "2", "3")]))
+def test_duplicated_genes_are_named_or_the_higher_is_kept(read, pair):
+    rows = [("id", "A", *pair), ("a", "1", "2", "3"), ("b", "1", "9", "-3")]
+    assert pair[0] in _refused("genes-duplicated", lambda: read(rows, duplicates="refuse"))
+    for order in (lambda row: row, lambda row: (row[0], row[1], row[3], row[2])):
+        kept = read([order(row) for row in rows])
+        assert kept.genes == ("A", pair[0])
+        np.testing.assert_array_equal(kept.values, [[1, 2], [1, 9]])
+        assert any("1 genes stand there more than once" in note for note in kept.notes)
 
 
 def test_duplicated_patients_name_the_rows(read):
     rows = [("id", "A"), ("a", "1"), ("b", "1"), ("a", "2")]
     assert "rows 2 and 4" in _refused("expression-patient-duplicated", lambda: read(rows))
+
+
+def test_a_patient_twice_with_the_same_values_counts_once(read):
+    same = read([("id", "A", "B"), ("a", "1", "2"), ("b", "1", "3"), ("a", "1.0", "2")])
+    assert same.patients == ("a", "b")
+    assert any("1 rows repeat a patient" in note for note in same.notes)
+
+
+def test_a_gene_without_any_value_is_one_that_the_table_lacks(read):
+    found = read([("id", "A", "B"), ("a", "1", "NA"), ("b", "2", "")])
+    assert found.genes == ("A",)
+    assert any("1 genes have no value" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("cell", ["", "NA", "nan", "NULL"])

@@ -13,7 +13,7 @@ from momkd_fl.evaluation import report_text
 from momkd_fl.evaluation.comparison import Models, Scores
 from momkd_fl.evaluation.report import html, model_card, with_curves, write_report
 from momkd_fl.evaluation.report_svg import LOOKS, number
-from momkd_fl.evaluation.results import METHODS, Difference, Estimate, Failure, Method, Results
+from momkd_fl.evaluation.results import METHODS, Difference, Disagreement, Estimate, Failure, Method, Results
 
 TaskScores = Mapping[str, Mapping[Method, Models]]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -210,6 +210,21 @@ def test_the_model_card_is_markdown_with_even_tables(drawn: Results, federation_
             assert len(widths) == 1
             assert re.fullmatch(r"\|(?: --- \|)+", block.splitlines()[1])
         assert "&lt;" not in card
+
+
+def test_a_field_that_differs_is_in_page_and_card_and_no_news_is_said_too(drawn: Results) -> None:
+    found = Disagreement("caldera", "scanner", "AT2 | 40x", "GT450", stopped=False)
+    other = Disagreement("farrow", "dim", None, "1024", stopped=True)
+    told = replace(drawn, differing=[found, other])
+    text = Page(html(told)).text
+    for cells in (
+        ("caldera", "scanner", "AT2 | 40x", "GT450", "took part, with a warning"),
+        ("farrow", "dim", "not told", "1024", "kept out"),
+    ):
+        assert "".join(cells) in text
+    assert "| caldera | scanner | AT2 \\| 40x | GT450 | took part, with a warning |" in model_card(told)
+    assert "Where hospitals differ" not in model_card(drawn)
+    assert "No hospital's data differ" in Page(html(drawn)).text
 
 
 def test_files_are_written_and_replaced(results: Results, scores: TaskScores, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from momkd_fl.federation.messages import (
     Kind,
     Plan,
     PlanReply,
+    Select,
+    SelectReply,
     Train,
     TrainReply,
     answer,
@@ -73,6 +75,7 @@ BODIES: dict[str, tuple[Body, Body]] = {
             clock_unix_s=1.7e9,
         ),
     ),
+    "select": (Select(candidates=["ESR1", "PGR"]), SelectReply()),
     "plan": (Plan(panel=["ESR1", "PGR"], architecture="a" * 64), PlanReply(architecture="a" * 64)),
     "initialise": (Initialise(step="slots", iteration=2), InitialiseReply()),
     "train": (

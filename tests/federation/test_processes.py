@@ -72,6 +72,7 @@ def smooth(tmp_path_factory, hospitals, new_consortium, party) -> Story:
         root,
         members,
         rounds={"count": 3, "quorum": 2, "deadline_s": 100, "gather_s": 100},
+        genes={"panel": "learnt", "count": 12},
         telemetry={"log": str(root / "server" / "log.jsonl"), "metrics_port": metrics_port},
     )
     for site, preparation in (("ash", "ffpe"), ("birch", "ffpe"), ("cedar", "frozen")):
@@ -103,6 +104,8 @@ def test_server_and_sites_end_by_themselves(smooth) -> None:
 
 def test_a_fingerprint_mismatch_stops_that_site_before_round_1_with_the_field_s_name(smooth) -> None:
     one_sentence(smooth.party.said("cedar"), "'preparation'")
+    named = {(one["site"], one["field"], one["stopped"]) for one in smooth.consortium.results()["differing"]}
+    assert named == {("cedar", "preparation", True)}
     assert smooth.trained("cedar") == []
     assert smooth.trained("ash") == [1, 2, 3]
     assert {"code": "fingerprint-mismatch", "site": "cedar"}.items() <= smooth.consortium.results()["failures"][
@@ -131,6 +134,8 @@ def test_the_processes_reach_what_a_simulation_of_the_same_file_reaches(smooth, 
     assert momkd(["simulate", "--federation", str(federation), "--plain"]) == 0
 
     real, simulated = smooth.state, states.load(tmp_path / "server" / "checkpoint.safetensors")
+    assert len(real.panel) == 12
+    assert real.panel == simulated.panel
     assert real.best is not None
     assert simulated.best is not None
     assert real.best.round == simulated.best.round

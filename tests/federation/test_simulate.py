@@ -39,8 +39,9 @@ def test_the_same_seed_gives_the_same_model_to_the_last_bit_and_another_does_not
         {"memory": {"mode": "frozen", "slots": 2, "genomics": False}},
         {"model": {"architecture": "gated_attention", "hidden_dim": 16, "memory_dim": 8}},
         {"genes": {"panel": "odx21"}},
+        {"genes": {"panel": "learnt", "count": 8}},
     ],
-    ids=["fedadam", "fedprox", "momentum", "gradient", "frozen", "gated_attention", "odx21"],
+    ids=["fedadam", "fedprox", "momentum", "gradient", "frozen", "gated_attention", "odx21", "learnt"],
 )
 def test_every_method_that_can_be_asked_for_runs_to_its_end(in_process, sections) -> None:
     outcome = run(in_process(MEMBERS, rounds=ROUNDS, **sections))

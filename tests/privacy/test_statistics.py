@@ -15,6 +15,7 @@ from momkd_fl.privacy.statistics import (
     assign,
     moment_sums,
     scaling_sums,
+    selection_sums,
     summed,
 )
 
@@ -130,3 +131,20 @@ def test_scaling_and_moments_add_up_over_sites() -> None:
     mean = scaling_sums(values)["sum"] / 20
     np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(moment_sums(values)["outer"], values.T @ values, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(2, 4), st.floats(-20, 20))
+def test_sums_for_choosing_genes_add_up_to_nothing_over_classes_and_hide_the_site_s_level(
+    seed: int, patients: int, classes: int, level: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    values, labels = rng.standard_normal((patients, 6)), rng.integers(0, classes, patients)
+    here = np.zeros(patients)
+    sums, moved = (selection_sums(each, labels, here, classes) for each in (values, values + level))
+    np.testing.assert_allclose(sums["sum"].sum(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(sums["balance"].sum(axis=0), 0, atol=1e-4)
+    for name, value in sums.items():
+        np.testing.assert_allclose(moved[name], value, rtol=1e-4, atol=1e-4)
+    if patients == 1:
+        assert not any(value.any() for value in sums.values())

@@ -1,0 +1,190 @@
+"""Preflight of a site: its files, its certificate, its machine and the way to the server, and what would leave it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import psutil
+import torch
+
+from momkd_fl.config.base import secret
+from momkd_fl.config.site import SiteConfig
+from momkd_fl.data.bags import BagHeader
+from momkd_fl.data.check import Finding, check_data
+from momkd_fl.data.check_values import Progress
+from momkd_fl.errors import UserError
+from momkd_fl.federation.messages import KINDS
+from momkd_fl.federation.session import CLOCK_OFF_MAX_S, clock_ahead_s, refusal_detail, trouble
+from momkd_fl.federation.site_data import device_of
+from momkd_fl.federation.transport import client_context
+from momkd_fl.security.pki import check_certificate, days_left, private_key_of
+
+CERTIFICATE_WARN_DAYS = 30.0
+CLOCK_WARN_S = 60.0
+REACH_TIMEOUT_S = 10.0
+_MB = 1024**2
+_HIDDEN = 512  # the release's width; the site's file does not know the federation's
+_BASE_MB = 700.0  # the interpreter, torch and the model
+
+_MEANS = {
+    "update": "the difference of the weights after local training",
+    "statistics": "sums and counts per class and slot, over all patients of the site; of genes, sums and squares",
+    "scores": "a histogram of scores per class: with few patients, close to the patients themselves",
+}
+"""What the groups of arrays in a site's replies hold."""
+
+_TO_EVALUATORS = ("hello", "plan", "evaluate", "finish")
+
+
+def check_site(site: SiteConfig, progress: Progress, *, values: bool = True, network: bool = True) -> list[Finding]:
+    """Every check of a site, in the order in which a person would mend things.
+
+    Parameters
+    ----------
+    values : bool
+        Read every feature file whole (see :func:`momkd_fl.data.check.check_data`).
+    network : bool
+        Ask the server whether it is there and knows this site's key.
+    """
+    findings, headers = check_data(site, progress, values=values)
+    findings += _resources(site, headers)
+    try:
+        findings += _certificate(site)
+        if network:
+            findings += _server(site)
+    except UserError as mistake:
+        findings.append(Finding("connection", "FAIL", mistake.sentence, code=mistake.code))
+    findings += _leaving(site)
+    return findings
+
+
+def refuse_failures(findings: Sequence[Finding]) -> None:
+    """Raise one error with every failed line; its code is that of the first."""
+    failed = [found for found in findings if found.status == "FAIL"]
+    if failed:
+        lines = [f"{found.sentence} {found.mend}".strip() for found in failed]
+        raise UserError(failed[0].code, "\n".join(lines))
+
+
+def _resources(site: SiteConfig, headers: Sequence[BagHeader]) -> Iterator[Finding]:
+    """Memory, GPU memory and disk that one round of the usual student would take."""
+    if not headers:
+        return
+    largest = max(headers, key=lambda header: header.patches)
+    # measured: a step holds about 2 D + 32 hidden float32 per patch, forward and backward
+    step_mb = largest.patches * 4 * (2 * largest.dim + 32 * _HIDDEN) / _MB
+    features_mb = sum(header.patches * (4 * header.dim + 36) for header in headers) / _MB
+    cached_mb = min(features_mb, site.data.cache_mb)
+    device = device_of(site)
+    host_mb = _BASE_MB + cached_mb + (step_mb if device.type == "cpu" else 0.0)
+    yield _enough(
+        "memory", host_mb, psutil.virtual_memory().available / _MB,
+        f"{largest.path.name} has {largest.patches:,} patches",
+        "Lower data.cache_mb, or ask the coordinator to set training.max_patches.",
+    )  # fmt: skip
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        yield _enough(
+            "GPU memory", step_mb, free / _MB, "one step of the largest bag", "Free the GPU, or set device: cpu."
+        )
+    free_mb = shutil.disk_usage(_existing(site.state_dir)).free / _MB
+    yield _enough(
+        "disk", 100.0, free_mb, f"state_dir {site.state_dir}", "Free some space, or choose another state_dir."
+    )
+    if site.data.store is not None:
+        stored_mb = sum(header.patches * (2 * header.dim + 48) for header in headers) / _MB
+        yield Finding("disk", "PASS", f"The ingested store takes about {stored_mb:,.0f} MB in all.")
+    if not os.access(_existing(site.state_dir), os.W_OK):
+        yield Finding(
+            "disk", "FAIL", f"state_dir {site.state_dir} cannot be written to.", "Give this account the right to.",
+            "state-not-writable",
+        )  # fmt: skip
+
+
+def _enough(check: str, needed_mb: float, free_mb: float, why: str, mend: str) -> Finding:
+    sentence = f"About {needed_mb:,.0f} MB for one round ({why}); {free_mb:,.0f} MB are free."
+    if needed_mb > free_mb:
+        return Finding(check, "FAIL", sentence, mend, "resources-short")
+    return Finding(check, "WARN", sentence, mend) if needed_mb > 0.8 * free_mb else Finding(check, "PASS", sentence)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.resolve()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _certificate(site: SiteConfig) -> Iterator[Finding]:
+    if site.tls is None:
+        yield Finding(
+            "certificate", "WARN", "The section 'tls' is missing; momkd-client needs it.",
+            "Add it; 'momkd simulate' does without.",
+        )  # fmt: skip
+        return
+    check_certificate(site.tls.certificate, site.tls.ca)
+    private_key_of(
+        site.tls.certificate, site.tls.private_key, secret(site.tls.passphrase_env, "the private key's passphrase")
+    )
+    left = days_left(site.tls.certificate)
+    sentence = f"{site.tls.certificate} fits its key and root, and is good for {left:.0f} more days."
+    if left < CERTIFICATE_WARN_DAYS:
+        yield Finding("certificate", "WARN", sentence, "Ask whoever keeps the root key for a new one in time.")
+    else:
+        yield Finding("certificate", "PASS", sentence)
+
+
+def _server(site: SiteConfig) -> Iterator[Finding]:
+    """Reachable, trusted, knows the key, and its clock."""
+    if site.tls is None or site.connection is None:
+        if site.connection is None:
+            yield Finding(
+                "server", "WARN", "The section 'connection' is missing; momkd-client needs it.",
+                "Add it; 'momkd simulate' does without.",
+            )  # fmt: skip
+        return
+    url, tls = site.connection.url, site.tls
+    passphrase = secret(tls.passphrase_env, "the private key's passphrase")
+    context = client_context(tls.ca, tls.certificate, tls.private_key, passphrase)
+    try:
+        with httpx.Client(verify=context, timeout=REACH_TIMEOUT_S) as client:
+            response = client.get(url)
+    except httpx.TransportError as problem:
+        reason = trouble(problem, url, tls.ca)
+        yield Finding(
+            "server", "WARN", f"The server at {url} does not answer ({reason}).",
+            "It may not have been started yet; else ask the coordinator, and check address and firewall.",
+        )  # fmt: skip
+        return
+    if refusal_detail(response) == "key-not-allowed":
+        yield Finding(
+            "server", "FAIL", f"The server at {url} does not know the key of {tls.certificate}.",
+            "Send the coordinator that certificate, and ask to be put on its list of sites.", "key-not-allowed",
+        )  # fmt: skip
+    else:
+        yield Finding("server", "PASS", f"The server at {url} answers, and knows this site's key.")
+    yield from _clock(clock_ahead_s(response))
+
+
+def _clock(ahead_s: float | None) -> Iterator[Finding]:
+    if ahead_s is None:
+        return
+    sentence = f"This machine's clock and the coordinator's differ by {ahead_s:+.0f} s."
+    if abs(ahead_s) > CLOCK_OFF_MAX_S:
+        yield Finding("clock", "FAIL", sentence, "Set the clock (NTP).", "clock-skew")
+    elif abs(ahead_s) > CLOCK_WARN_S:
+        yield Finding("clock", "WARN", sentence, "Set the clock (NTP); up to an hour is corrected for.")
+    else:
+        yield Finding("clock", "PASS", sentence)
+
+
+def _leaving(site: SiteConfig) -> Iterator[Finding]:
+    """What the messages of this version can carry from this site, from their schemas."""
+    for kind in KINDS:
+        if site.role == "train" or kind.name in _TO_EVALUATORS:
+            carried = [*kind.reply.model_fields, *(f"{group} ({_MEANS[group]})" for group in sorted(kind.reply_groups))]
+            if carried:
+                yield Finding("leaves the site", "PASS", f"Answering '{kind.name}': {'; '.join(carried)}.")
