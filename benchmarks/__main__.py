@@ -11,6 +11,7 @@ NAMES = {
     "leave_one_site_out": "AUROC on sites that never trained, with comparators (long)",
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",
+    "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
     "crc": "real colorectal features and labels, two sites, both ways",
 }
 
