@@ -57,8 +57,10 @@ class _Compiled(torch.autograd.Function):
     def forward(
         ctx: Any, source: Tensor, target: Tensor, attention: Tensor, neighbours: Tensor, slope: float
     ) -> Tensor:
-        arrays = [value.detach().contiguous().numpy() for value in (source, target, attention, neighbours)]
-        out, weights = neighbours_cpu.forward(*arrays, slope)
+        rows, own, along, index = (
+            value.detach().contiguous().numpy() for value in (source, target, attention, neighbours)
+        )
+        out, weights = neighbours_cpu.forward(rows, own, along, index, slope)
         ctx.save_for_backward(source, target, attention, neighbours, torch.from_numpy(weights))
         ctx.slope = slope
         return torch.from_numpy(out)

@@ -58,7 +58,9 @@ def backward(
     _in_parts(len(index), rows)
     _in_parts(
         source.shape[1],
-        lambda a, b: by_column(source, target, flat, index, slope_, weights, grad, grad_scores, grad_source, heads, a, b),
+        lambda a, b: by_column(
+            source, target, flat, index, slope_, weights, grad, grad_scores, grad_source, heads, a, b
+        ),
         unit=_COLUMNS,
     )
     return grad_source, grad_target, np.sum(parts, axis=0).astype(source.dtype).reshape(attention.shape)
@@ -85,12 +87,14 @@ def _compiled(name: str) -> Callable[..., None]:
     """The kernel as machine code: kept on disk where this account may, else compiled once in each process."""
     import numba
 
-    options = {"fastmath": _FASTMATH, "nogil": True, "boundscheck": False, "error_model": "numpy"}
+    options: dict[str, Any] = {"fastmath": _FASTMATH, "nogil": True, "boundscheck": False, "error_model": "numpy"}
     plain = globals()[f"_{name}"]
     try:
-        return numba.njit(plain, cache=True, **options)  # type: ignore[no-any-return]
+        compiled: Callable[..., None] = numba.njit(cache=True, **options)(plain)
+        return compiled
     except RuntimeError:  # no place for the cache
-        return numba.njit(plain, **options)  # type: ignore[no-any-return]
+        compiled = numba.njit(**options)(plain)
+        return compiled
 
 
 def _mix(
