@@ -21,6 +21,17 @@ MARKS = ("<!-- figures -->", "<!-- /figures -->")
 SECTIONS = {
     "demo": ("The demo", "`make bench ONLY=demo`: a bare clone, two cores, eight sites and a server as processes."),
     "round": ("An empty round over mutual TLS", "`make bench ONLY=empty_round`: 0.8 M parameters, two cores."),
+    "reading": (
+        "Reading features",
+        "`make bench ONLY=reading`: TRIDENT files in place against h5py, the store against `readinto` of as many bytes.",
+    ),
+    "ingest": ("Ingesting", "The same command: one process, TRIDENT files of 10,000 x 1,536 float16."),
+    "memory": (
+        "Memory of large cohorts",
+        "The same command: one epoch of gated attention straight from the store, no cache, 2,048 patches a step; peak "
+        "memory of the whole process. The slides are links to a few.",
+    ),
+    "check": ("The preflight", "`make bench ONLY=check`: the whole command."),
     "semi-real": (
         "Semi-real TCGA-BRCA",
         "`make bench ONLY=leave_one_site_out`: real expression, labels and hospitals, synthetic slides. `loso` pools "
@@ -37,6 +48,9 @@ IN_README = (
     "round.empty_s.3_sites",
     "round.empty_s.10_sites",
     "round.bytes_ratio",
+    "reading.trident_warm_vs_h5py",
+    "memory.train_rss_mb.30gb",
+    "check.again_s",
     "semi-real.PR.loso.federated",
     "semi-real.PR.loso.pooled",
     "semi-real.PR.loso.local_median",
