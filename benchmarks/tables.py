@@ -23,7 +23,7 @@ SECTIONS = {
     "round": ("An empty round over mutual TLS", "`make bench ONLY=empty_round`: 0.8 M parameters, two cores."),
     "reading": (
         "Reading features",
-        "`make bench ONLY=reading`: TRIDENT files in place against h5py, the store against `readinto` of as many bytes.",
+        "`make bench ONLY=reading`: TRIDENT files in place against h5py, the store against `readinto`.",
     ),
     "ingest": ("Ingesting", "The same command: one process, TRIDENT files of 10,000 x 1,536 float16."),
     "memory": (

@@ -31,16 +31,22 @@ class ErrorUse:
     sentence: str
 
 
+_PLACES = {"UserError": (0, 1), "Finding": (4, 2)}
+"""Where the code and the sentence stand among the arguments."""
+
+
 def user_errors(package: Path) -> list[ErrorUse]:
-    """Every ``UserError`` raised in ``package``, sorted by code, module and sentence."""
+    """Every ``UserError`` and every coded preflight ``Finding`` in ``package``, by code, module and sentence."""
     found: set[tuple[str, str, str]] = set()
     for path in sorted(package.rglob("*.py")):
         room = ".".join(path.relative_to(package).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and _name(node.func) == "UserError":
-                sentence = _template(_argument(node, 1, "sentence"))
-                for code in _codes(_argument(node, 0, "code")):
-                    found.add((code, room, sentence))
+            if isinstance(node, ast.Call) and _name(node.func) in _PLACES:
+                code_at, sentence_at = _PLACES[_name(node.func)]
+                sentence = _template(_argument(node, sentence_at, "sentence"))
+                for code in _codes(_argument(node, code_at, "code")):
+                    if code:
+                        found.add((code, room, sentence))
     return [ErrorUse(*each) for each in sorted(found)]
 
 
