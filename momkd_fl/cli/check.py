@@ -8,11 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.check import Finding
 from momkd_fl.federation.preflight import check_site
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 PLAIN_EVERY_S = 5.0
 _COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -64,7 +67,7 @@ class FileProgress:
 
         self._stream = stream
         self._bar = Progress(console=Console(file=stream), transient=True) if stream.isatty() else None
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._told = time.monotonic()
 
     def __enter__(self) -> FileProgress:
@@ -81,7 +84,7 @@ class FileProgress:
         if self._bar is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bar.add_task(what, total=total)
-            self._bar.update(self._tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            self._bar.update(self._tasks[what], completed=done, total=total)
         elif time.monotonic() - self._told > PLAIN_EVERY_S:
             self._told = time.monotonic()
             print(f"{what}: {done} of {total} files", file=self._stream, flush=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.bags import BagHeader, find_bags, read_header
 from momkd_fl.data.check_values import Progress, duplicates, scan_values
-from momkd_fl.data.features import common_features
+from momkd_fl.data.features import agreed_features
 from momkd_fl.data.genomics import Expression, read_expression, rows_by_patient
 from momkd_fl.data.linkage import check_linkage
 from momkd_fl.data.orphans import find_orphans
@@ -22,6 +22,7 @@ from momkd_fl.errors import UserError
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
+_OF_LINKAGE: dict[str, Status] = {"pass": "PASS", "warn": "WARN", "unknown": "WARN", "fail": "FAIL"}
 _SHOWN = 8
 _VALIDATION_FRACTION = 0.2  # the federation's default; the site's file does not know its choice
 
@@ -59,6 +60,11 @@ class _Site:
     headers: list[BagHeader] = field(default_factory=list)
     expression: Expression | None = None
     genomic: set[str] = field(default_factory=set)
+
+    def has_classes(self, task: str) -> bool:
+        """Whether two classes of the task have patients with slides: a site may train one task and lack another."""
+        by_patient = self.labels[task].by_patient
+        return len({by_patient[patient] for patient in self.slides if patient in by_patient}) > 1
 
 
 def check_data(site: SiteConfig, progress: Progress, *, values: bool = True) -> tuple[list[Finding], list[BagHeader]]:
@@ -156,6 +162,8 @@ def _patients(seen: _Site) -> Iterator[Finding]:
             "patients", "PASS",
             f"{len(seen.slides)} of {len(labels.patients)} patients have slides (linked by {seen.links.rule}).",
         )  # fmt: skip
+    for note in labels.notes:
+        yield Finding("labels", "WARN", note, "Nothing, where this is what you meant.")
     for note in seen.links.notes:
         yield Finding("patients", "WARN", note, "Give a slide table (data.slides) where the ids do not say it.")
     for line in orphans.lines(_SHOWN):
@@ -166,7 +174,8 @@ def _encoder(seen: _Site) -> Iterator[Finding]:
     """One encoder, dimension and patch size over all slides of the site's patients."""
     if not seen.slides:
         return
-    features = common_features(seen.slides, seen.config.data)
+    linked = {path for paths in seen.slides.values() for path in paths}
+    features = agreed_features([header for header in seen.headers if header.path in linked], seen.config.data)
     yield Finding("encoder", "PASS", f"All slides: {features.encoder}, {features.dim} dimensions.")
     if features.patch_um is None:
         yield Finding(
@@ -218,9 +227,8 @@ def _class_counts(seen: _Site) -> Iterator[Finding]:
         if not short:
             yield Finding("class counts", "PASS", f"{sentence}.")
             continue
-        absent = [label for label in short if counts[label] == 0]
         yield Finding(
-            "class counts", "FAIL" if len(absent) >= classes - 1 else "WARN",
+            "class counts", "FAIL" if site.role == "train" and not any(map(seen.has_classes, seen.labels)) else "WARN",
             f"{sentence}; data.minimum_per_class is {site.data.minimum_per_class}.",
             "Add patients, correct the task's values, or leave this task out at this site.", "class-too-small",
         )  # fmt: skip
@@ -257,7 +265,7 @@ def _linkage(seen: _Site) -> Iterator[Finding]:
     patients = sorted({patient for labels in seen.labels.values() for patient in labels.patients})
     statuses: dict[str, Mapping[str, int]] = {name: labels.by_patient for name, labels in seen.labels.items()}
     for found in check_linkage(seen.expression, patients, statuses):
-        status: Status = {"pass": "PASS", "fail": "FAIL"}.get(found.status, "WARN")  # type: ignore[assignment]
+        status = _OF_LINKAGE[found.status]
         mend = "" if status == "PASS" else "Compare some patients' ids in both tables with the laboratory's records."
         yield Finding("linkage", status, found.sentence, mend, "" if status == "PASS" else "expression-scrambled")
 

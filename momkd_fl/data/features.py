@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +38,20 @@ def common_features(slides: SlidesByPatient, data: Data) -> SiteFeatures:
     Raises
     ------
     UserError
-        ``encoder-unknown``, ``encoder-mixed``, ``dim-mixed``, ``patch-um-mixed``,
-        ``patch-um-conflict``; as :func:`momkd_fl.data.encoders.resolve_encoder` and
-        ``check_dimension``; as :func:`momkd_fl.data.bags.read_header`, for up to five files at once.
+        As :func:`agreed_features`; as :func:`momkd_fl.data.bags.read_header`, for up to five files at once.
     """
-    headers = _headers(slides, data.format)
+    return agreed_features(_headers(slides, data.format), data)
+
+
+def agreed_features(headers: Sequence[BagHeader], data: Data) -> SiteFeatures:
+    """What headers, at least one, have in common.
+
+    Raises
+    ------
+    UserError
+        ``encoder-unknown``, ``encoder-mixed``, ``dim-mixed``, ``patch-um-mixed``,
+        ``patch-um-conflict``; as :func:`momkd_fl.data.encoders.resolve_encoder` and ``check_dimension``.
+    """
     first = headers[0]
     encoder = _encoder(first, data)
     patch_um = _patch_um(first, data)

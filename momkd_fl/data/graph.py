@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
@@ -13,9 +10,7 @@ _SPARE = 8
 """Neighbours asked for beyond k, so that ties at the k-th are settled by row: a grid has at most this many."""
 
 
-def neighbours(
-    coords: npt.NDArray[np.float32], k: int, slide_offsets: Sequence[int] | None = None
-) -> npt.NDArray[np.int32]:
+def neighbours(coords: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int32]:
     """Each patch and its k nearest patches on the same slide (METHOD section 2).
 
     A patch hears from *its own* nearest, so every row of a large slide has k neighbours; the
@@ -25,11 +20,9 @@ def neighbours(
     Parameters
     ----------
     coords : ndarray (P, 2)
-        In any unit; one unit within a slide.
+        Of one slide, in any unit.
     k : int
         Neighbours of a patch.
-    slide_offsets : sequence of int, optional
-        First row of each slide and, last, P. None: one slide. No edge crosses slides.
 
     Returns
     -------
@@ -39,15 +32,11 @@ def neighbours(
     """
     if k < 1:
         raise ValueError("k must be at least 1")
-    edges = [0, len(coords)] if slide_offsets is None else list(slide_offsets)
-    if edges[0] != 0 or edges[-1] != len(coords) or any(b < a for a, b in pairwise(edges)):
-        raise ValueError("slide_offsets must rise from 0 to the number of patches")
     index = np.full((len(coords), k + 1), -1, dtype=np.int32)
     index[:, 0] = np.arange(len(coords), dtype=np.int32)
-    for start, stop in pairwise(edges):
-        width = min(k, stop - start - 1)
-        if width > 0:
-            index[start:stop, 1 : width + 1] = _nearest(coords[start:stop], width) + start
+    width = min(k, len(coords) - 1)
+    if width > 0:
+        index[:, 1 : width + 1] = _nearest(coords, width)
     return index
 
 

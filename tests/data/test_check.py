@@ -74,6 +74,23 @@ def test_one_class_alone_cannot_train(hospital: Hospital, tmp_path: Path) -> Non
     assert found.code == "class-too-small"
 
 
+def test_a_site_may_have_one_class_of_a_task_and_train_another(hospital: Hospital, tmp_path: Path) -> None:
+    tasks = {
+        "PR": {"column": "PR", "positive": ["pos"], "negative": ["neg"]},
+        "HER2": {"column": "PR", "positive": ["equivocal"], "negative": ["none"]},
+    }
+    found = of(look(hospital(patients=30, tasks=tasks)), "class counts")
+    assert [one.status for one in found] == ["PASS", "WARN"]
+
+
+def test_rows_that_repeat_a_patient_are_listed(hospital: Hospital, tmp_path: Path) -> None:
+    site = hospital(patients=12)
+    table = tmp_path / "alpha" / "labels.csv"
+    table.write_text(table.read_text() + "alpha03,pos\n")
+    told = [found.sentence for found in of(look(site), "labels") if found.status == "WARN"]
+    assert any("row 16 (as row 5)" in sentence for sentence in told)
+
+
 def test_the_same_slide_under_two_patients_is_a_leak(hospital: Hospital, tmp_path: Path) -> None:
     site = hospital(patients=12)
     features = tmp_path / "alpha" / "features"

@@ -35,17 +35,7 @@ def test_ties_go_to_the_earlier_row():
     np.testing.assert_array_equal(index, neighbours(coords.copy(), 2))
 
 
-def test_no_edge_crosses_slides():
-    coords = np.tile(np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), (2, 1))
-    index = neighbours(coords, 4, [0, 20, 20, 40])
-    np.testing.assert_array_equal(index[20:], index[:20] + 20)
-    assert index[:20].max() < 20
-
-
-@pytest.mark.parametrize("offsets", [[0, 5], [1, 10], [0, 6, 4, 10], [0, 11]])
-def test_offsets_that_do_not_cover_the_patches(offsets):
-    with pytest.raises(ValueError, match="slide_offsets"):
-        neighbours(np.zeros((10, 2), dtype=np.float32), 2, offsets)
+def test_no_neighbours_are_not_asked_for():
     with pytest.raises(ValueError, match="k must"):
         neighbours(np.zeros((10, 2), dtype=np.float32), 0)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch_geometric.nn import GATv2Conv
 
 from momkd_fl.model.histology import NEGATIVE_SLOPE, NeighbourAttention
-
-GATv2Conv = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is in the dev extra").GATv2Conv
 
 
 def random_graph(rows: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
