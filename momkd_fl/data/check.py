@@ -17,6 +17,7 @@ from momkd_fl.data.linkage import check_linkage
 from momkd_fl.data.orphans import find_orphans
 from momkd_fl.data.slides import SlideLinks, read_links
 from momkd_fl.data.splits import read_splits, stratified_split
+from momkd_fl.data.store import Store
 from momkd_fl.data.tables import Labels, read_labels
 from momkd_fl.errors import UserError
 
@@ -89,6 +90,7 @@ def check_data(site: SiteConfig, progress: Progress, *, values: bool = True) -> 
         ("patients", _patients),
         ("encoder", _encoder),
         ("values", _values),
+        ("store", _store),
         ("class counts", _class_counts),
         ("genomics", _genomics),
         ("linkage", _linkage),
@@ -206,6 +208,19 @@ def _values(seen: _Site) -> Iterator[Finding]:
             + ("two patients; a split between them would test on what was trained on." if apart else "one patient."),
             "Remove one of the files.", "bag-same-bytes",
         )  # fmt: skip
+
+
+def _store(seen: _Site) -> Iterator[Finding]:
+    """The ingested store, where one is named: there, and up to date."""
+    if seen.config.data.store is None:
+        return
+    store = Store(seen.config.data.store)
+    fresh = sum(store.find(path) is not None for path in seen.bags.values())
+    stale = len(seen.bags) - fresh
+    yield Finding(
+        "store", "WARN" if stale else "PASS", f"{fresh} of {len(seen.bags)} slides are in the store, unchanged.",
+        "Run 'momkd ingest' again; until then the others are read from their files." if stale else "",
+    )  # fmt: skip
 
 
 def _class_counts(seen: _Site) -> Iterator[Finding]:

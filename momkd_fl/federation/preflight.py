@@ -95,9 +95,6 @@ def _resources(site: SiteConfig, headers: Sequence[BagHeader]) -> Iterator[Findi
     yield _enough(
         "disk", 100.0, free_mb, f"state_dir {site.state_dir}", "Free some space, or choose another state_dir."
     )
-    if site.data.store is not None:
-        stored_mb = sum(header.patches * (2 * header.dim + 48) for header in headers) / _MB
-        yield Finding("disk", "PASS", f"The ingested store takes about {stored_mb:,.0f} MB in all.")
     if not os.access(_existing(site.state_dir), os.W_OK):
         yield Finding(
             "disk", "FAIL", f"state_dir {site.state_dir} cannot be written to.", "Give this account the right to.",

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from momkd_fl.config.site import SiteConfig
-from momkd_fl.data.bags import read_header
+from momkd_fl.data.bags import find_bags, read_header
 from momkd_fl.data.check import Finding, check_data
 from momkd_fl.data.check_values import duplicates, scan_values
+from momkd_fl.data.ingest import ingest
 
 Hospital = Callable[..., SiteConfig]
 
@@ -122,6 +123,17 @@ def test_values_are_read_once_and_again_after_a_change(hospital: Hospital, tmp_p
         problems, read = scan_values(headers, site, lambda *_: None)
         assert [problem.code for problem in problems] == ["bag-nan"]
         assert read == 1
+
+
+def test_a_store_that_is_named_must_be_there_and_is_compared(hospital: Hospital, tmp_path: Path) -> None:
+    site = hospital(patients=12, store=tmp_path / "store")
+    assert "store-missing" in codes(look(site))
+    ingest(find_bags(site.data.features), tmp_path / "store", k=4, format=None, progress=lambda *_: None)
+    assert [found.status for found in of(look(site), "store")] == ["PASS"]
+    (tmp_path / "alpha" / "features" / "alpha02-DX1.h5").touch()
+    (found,) = of(look(site), "store")
+    assert found.status == "WARN"
+    assert found.sentence.startswith("13 of 14")
 
 
 def test_no_patient_with_slides(hospital: Hospital, tmp_path: Path) -> None:
