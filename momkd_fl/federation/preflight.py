@@ -91,6 +91,9 @@ def _resources(site: SiteConfig, headers: Sequence[BagHeader]) -> Iterator[Findi
         yield _enough(
             "GPU memory", step_mb, free / _MB, "one step of the largest bag", "Free the GPU, or set device: cpu."
         )
+    else:
+        sentence = f"None is used; one step of the largest bag would take about {step_mb:,.0f} MB of a GPU's memory."
+        yield Finding("GPU memory", "PASS", sentence)
     free_mb = shutil.disk_usage(_existing(site.state_dir)).free / _MB
     yield _enough(
         "disk", 100.0, free_mb, f"state_dir {site.state_dir}", "Free some space, or choose another state_dir."

@@ -90,6 +90,12 @@ def test_memory_that_does_not_suffice_fails(
     assert [found.code for found in of(findings, "memory")] == ["resources-short"]
 
 
+def test_what_a_gpu_would_need_is_said_without_one(hospitals: Path, tmp_path: Path, keys: Path) -> None:
+    (found,) = of(look(site_of(hospitals, tmp_path, keys, free_port(), device="cpu"), network=False), "GPU memory")
+    assert found.status == "PASS"
+    assert "MB" in found.sentence
+
+
 @pytest.mark.parametrize(("off_s", "status"), [(0.4, "PASS"), (-90.0, "WARN"), (4000.0, "FAIL")])
 def test_the_clock(off_s: float, status: str) -> None:
     assert [found.status for found in preflight._clock(off_s)] == [status]
