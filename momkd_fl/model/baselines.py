@@ -32,6 +32,10 @@ class GatedAttention(Student):
         scores = self.score(torch.tanh(left) * torch.sigmoid(right))
         attention = segment_softmax(scores, batch.bag, batch.patients)
         pooled = segment_sum(attention * features, batch.bag, batch.patients)
+        return self.decide(pooled, attention)
+
+    def decide(self, pooled: Tensor, attention: Tensor) -> Output:
+        """The output of pooled bags (B, D)."""
         return Output(self.classifier(pooled), attention, anchor=self.anchor_embedding(pooled))
 
     def loss(self, output: Output, batch: PackedBags, memory: Memory, weights: LossWeights) -> dict[str, Tensor]:

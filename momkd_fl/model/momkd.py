@@ -156,12 +156,20 @@ class MoMKD(Student):
     def forward(self, batch: PackedBags, memory: Memory) -> Output:
         """One pass over packed bags, the same in training and inference."""
         features = self.encoder(batch.features, batch.neighbours)
-        patches = F.normalize(self.patch_projection(features).to(self.tau.dtype), dim=-1)
-        attention = self._attend(patches, self.slots_of(memory).detach(), batch)
+        patches = self.project(features)
+        attention = self.attend(patches, memory, batch)
         pooled = torch.stack(
             [segment_sum(attention[:, [a]] * features, batch.bag, batch.patients) for a in range(attention.shape[1])],
             dim=1,
         )
+        return self.decide(pooled, attention, patches, batch)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Contextual features (N, D) as unit patch embeddings (N, S)."""
+        return F.normalize(self.patch_projection(features).to(self.tau.dtype), dim=-1)
+
+    def decide(self, pooled: Tensor, attention: Tensor, patches: Tensor, batch: PackedBags) -> Output:
+        """The output of bags pooled under each attention, (B, A, D)."""
         scores = self.classifier(pooled)
         mean = pooled.mean(dim=1)
         genome, rebuilt = None, None
@@ -203,11 +211,16 @@ class MoMKD(Student):
             terms["reconstruction"] = weights.reconstruction * share * rebuilt
         return terms
 
-    def _attend(self, patches: Tensor, slots: Tensor, batch: PackedBags) -> Tensor:
-        """softmax_i((best slot of the class - best slot of any other) / tau): (N, 1), or (N, C) for C > 2.
+    def attend(self, patches: Tensor, memory: Memory, batch: PackedBags) -> Tensor:
+        """softmax over each bag of :meth:`contrast`: (N, 1), or (N, C) for C > 2."""
+        return segment_softmax(self.contrast(patches, memory), batch.bag, batch.patients)
+
+    def contrast(self, patches: Tensor, memory: Memory) -> Tensor:
+        """(best slot of the class - best slot of any other) / tau: (N, 1), or (N, C) for C > 2.
 
         In fp32 whatever the products are taken in: at tau = 0.01 bf16's rounding would move weights by half.
         """
+        slots = self.slots_of(memory).detach()
         with torch.autocast(patches.device.type, enabled=False):
             best = torch.einsum("ns,cks->nck", patches, slots).amax(dim=-1)
         if self.shape.classes == 2:
@@ -215,7 +228,7 @@ class MoMKD(Student):
         else:
             others = best[:, None, :].masked_fill(torch.eye(best.shape[1], dtype=torch.bool, device=best.device), -2.0)
             contrast = best - others.amax(dim=-1)
-        return segment_softmax(contrast / self.temperature(), batch.bag, batch.patients)
+        return contrast / self.temperature()
 
 
 def branch_of(name: str) -> Literal["histology", "genomics"]:

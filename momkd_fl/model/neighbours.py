@@ -1,8 +1,8 @@
-"""Attention over a fixed number of neighbours: a plain version, and two that recompute instead of storing.
+"""Attention over a fixed number of neighbours: a plain version, and one that recomputes instead of storing.
 
-The plain version keeps several (N, k + 1, D) tensors for the backward pass. The others keep only the attention
-weights, so their memory is O(N D): one compiled for the CPU (:mod:`momkd_fl.model.neighbours_cpu`), one in torch that
-walks tiles of rows, for any other device.
+The plain version keeps several (N, k + 1, D) tensors for the backward pass. The other walks tiles of rows and keeps
+only the attention weights, so its memory is O(N D). On a CPU training takes a faster path still:
+``momkd_fl.training.kernels``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from momkd_fl.model import neighbours_cpu
-
-TILE_VALUES = 1 << 18
-"""Values of a tile's (rows, k + 1, D) tensors: 1 MB, so that a few of them stay in the second-level cache."""
+TILE_VALUES = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Values of a tile's (rows, k + 1, D) tensors by device: 1 MB, so that a few of them stay in the second-level cache;
+1 GB where launches cost more than memory."""
 
 
 def neighbour_attention(source: Tensor, target: Tensor, attention: Tensor, neighbours: Tensor, slope: float) -> Tensor:
@@ -33,8 +32,7 @@ def neighbour_attention(source: Tensor, target: Tensor, attention: Tensor, neigh
     -------
     Tensor (N, H * E)
     """
-    path = _Compiled if source.device.type == "cpu" else _NeighbourAttention
-    mixed: Tensor = path.apply(  # type: ignore[no-untyped-call]
+    mixed: Tensor = _NeighbourAttention.apply(  # type: ignore[no-untyped-call]
         source.to(attention.dtype), target.to(attention.dtype), attention, neighbours, slope
     )
     return mixed
@@ -50,28 +48,6 @@ def neighbour_attention_plain(
     scores = (F.leaky_relu(gathered + target.view(-1, 1, heads, width), slope) * attention).sum(-1)
     weights = torch.softmax(scores.masked_fill(absent[..., None], -torch.inf), dim=1)
     return (weights[..., None] * gathered).sum(1).flatten(1)
-
-
-class _Compiled(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, source: Tensor, target: Tensor, attention: Tensor, neighbours: Tensor, slope: float
-    ) -> Tensor:
-        rows, own, along, index = (
-            value.detach().contiguous().numpy() for value in (source, target, attention, neighbours)
-        )
-        out, weights = neighbours_cpu.forward(rows, own, along, index, slope)
-        ctx.save_for_backward(source, target, attention, neighbours, torch.from_numpy(weights))
-        ctx.slope = slope
-        return torch.from_numpy(out)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        source, target, attention, neighbours, weights, grad = (
-            value.detach().contiguous().numpy() for value in (*ctx.saved_tensors, gradients[0])
-        )
-        found = neighbours_cpu.backward(source, target, attention, neighbours, ctx.slope, weights, grad)
-        return *(torch.from_numpy(value) for value in found), None, None
 
 
 class _NeighbourAttention(torch.autograd.Function):
@@ -120,7 +96,7 @@ class _NeighbourAttention(torch.autograd.Function):
 
 
 def _tiles(index: Tensor, width: int) -> list[slice]:
-    rows = max(1, TILE_VALUES // (index.shape[1] * width))
+    rows = max(1, TILE_VALUES.get(index.device.type, TILE_VALUES["cpu"]) // (index.shape[1] * width))
     return [slice(start, start + rows) for start in range(0, len(index), rows)]
 
 

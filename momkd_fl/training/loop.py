@@ -20,7 +20,8 @@ from momkd_fl.model.baselines import GatedAttention
 from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
-from momkd_fl.training.precision import Precision, Step, autocast
+from momkd_fl.training.kernels import student_output
+from momkd_fl.training.precision import Precision, Step
 from momkd_fl.training.sampling import Packer, balanced_batches
 
 Model = MoMKD | GatedAttention
@@ -90,9 +91,8 @@ def train(
     for chosen in balanced_batches(patients, steps, settings.patients_per_step, rng):
         batch = packer.pack(chosen, rng, settings.max_patches).to(device)
         torch.manual_seed(int(rng.integers(2**63)))
-        with autocast(settings.precision, device):
-            output = model(batch, memory)
-        terms = model.loss(_full_precision(output), batch, memory, settings.losses)
+        output = student_output(model, batch, memory, settings.precision)
+        terms = model.loss(output, batch, memory, settings.losses)
         loss = torch.stack(list(terms.values())).sum()
         if anchor:
             loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
@@ -121,9 +121,8 @@ def trial_step(
 
     def step(precision: Precision) -> Tensor:
         model.to(device).eval()
-        with autocast(precision, device):
-            output = model(batch, memory)
-        terms = model.loss(_full_precision(output), batch, memory, losses)
+        output = student_output(model, batch, memory, precision)
+        terms = model.loss(output, batch, memory, losses)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         model.zero_grad(set_to_none=True)
         logits: Tensor = output.logits.detach()
@@ -134,14 +133,19 @@ def trial_step(
 
 @torch.no_grad()
 def embed(
-    model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device
+    model: Model,
+    memory: Memory,
+    packer: Packer,
+    patients: Sequence[Patient],
+    device: torch.device,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[Sequence[Patient], PackedBags, Output]]:
     """Outputs in inference mode, pack by pack, every patient once and in order."""
     memory = memory.to(device)
     model.to(device).eval()
     for chosen in _packs(packer, patients):
         batch = packer.pack(chosen).to(device)
-        yield chosen, batch, model(batch, memory)
+        yield chosen, batch, student_output(model, batch, memory, precision)
 
 
 @dataclass(frozen=True)
@@ -163,11 +167,16 @@ class Prediction:
 
 
 def predict(
-    model: Model, memory: Memory, packer: Packer, patients: Sequence[Patient], device: torch.device
+    model: Model,
+    memory: Memory,
+    packer: Packer,
+    patients: Sequence[Patient],
+    device: torch.device,
+    precision: Precision = "fp32",
 ) -> Prediction:
-    """Score patients, labelled or not (fp32, no dropout)."""
+    """Score patients, labelled or not, without dropout."""
     labels, logits, effective = [], [], 0.0
-    for _, batch, output in embed(model, memory, packer, patients, device):
+    for _, batch, output in embed(model, memory, packer, patients, device, precision):
         labels.append(batch.labels.cpu())
         logits.append(output.logits.double().cpu())
         effective += batch.patients * float(effective_patches(output.attention, batch.bag, batch.patients))
@@ -204,12 +213,6 @@ def _branches(model: Model) -> dict[str, list[torch.nn.Parameter]]:
     for name, parameter in model.named_parameters():
         found.setdefault("memory" if name == "slots" else branch_of(name), []).append(parameter)
     return found
-
-
-def _full_precision(output: Output) -> Output:
-    """Losses, softmax and memory are computed in fp32 whatever the products were computed in."""
-    raised: dict[str, Any] = {name: None if value is None else value.float() for name, value in vars(output).items()}
-    return Output(**raised)
 
 
 def _squared_distance(model: Model, anchor: list[Tensor]) -> Tensor:

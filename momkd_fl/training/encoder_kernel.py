@@ -1,0 +1,208 @@
+"""MoMKD's histology encoder as one operation on the CPU, and the same by tiles where nothing is learnt."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from momkd_fl.model.histology import NEGATIVE_SLOPE, HistologyEncoder
+from momkd_fl.training import compiled
+from momkd_fl.training.rows import Array, Dropout, array, by_rows, by_rows_summed, tiles
+
+
+class _Layer(NamedTuple):
+    source: Tensor
+    source_bias: Tensor
+    target: Tensor
+    target_bias: Tensor
+    attention: Tensor
+    bias: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of both maps as one product: (2 D, D_in) and (2 D,)."""
+        return torch.cat([self.source, self.target]), torch.cat([self.source_bias, self.target_bias])
+
+    def mixing(self, index: Tensor, elu: bool, dropout: Dropout) -> tuple[Any, ...]:
+        """What both compiled passes take behind the rows themselves."""
+        own = (array(value).reshape(-1) for value in self[4:])
+        return (array(index), np.float32(NEGATIVE_SLOPE), *own, elu, dropout.seed, dropout.threshold, dropout.scale)
+
+
+class _Kept(NamedTuple):
+    """Attention weights (N, H, k + 1), and mean and 1 / sd of each row before its normalisation (N, 2)."""
+
+    weights: Array
+    stats: Array
+
+
+def encode(encoder: HistologyEncoder, features: Tensor, neighbours: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contextual features (N, D) in ``dtype``, from features (N, D_in) and neighbours (N, k + 1).
+
+    h1 = Drop(ELU(LN(GATv2(X)))) + W_r X;  F = h1 + Drop(ReLU(LN(GATv2(h1)))), which is METHOD's max(h1, h2): what the
+    second layer adds below zero is what the maximum takes away.
+    """
+    dropouts = [Dropout.draw(encoder.dropout.p, encoder.training) for _ in range(2)]
+    first, second, residual = _parameters(encoder)
+    encoded: Tensor = _Encode.apply(  # type: ignore[no-untyped-call]
+        features, neighbours, dtype, dropouts, *first, *second, *residual
+    )
+    return encoded
+
+
+@torch.no_grad()
+def encode_tile(
+    encoder: HistologyEncoder, features: Tensor, neighbours: NDArray[np.int64], rows: slice, dtype: torch.dtype
+) -> Tensor:
+    """:func:`encode` for some rows alone, without dropout: reads those rows, their neighbours, and these's.
+
+    Memory is that of the rows and of two rings around them, which in spatial order is little.
+    """
+    first, second, residual = _parameters(encoder)
+    wanted = neighbours[rows]
+    ring1 = np.unique(wanted[wanted >= 0])
+    around = neighbours[ring1]
+    ring2 = np.unique(around[around >= 0])
+    x = features[torch.from_numpy(ring2)]
+    place1, place2 = np.searchsorted(ring2, ring1), np.searchsorted(ring1, np.arange(rows.start, rows.stop))
+    none = Dropout.draw(0.0, False)
+    inside = torch.from_numpy(place1)
+    y1, h1 = _products(x, dtype, first.products(), residual)
+    h1 = h1[inside]
+    _mix(y1, y1[inside], torch.from_numpy(_within(around, ring2)), first, True, none, h1, h1)
+    inside = torch.from_numpy(place2)
+    (y2,) = _products(h1, dtype, second.products())
+    out = h1[inside]
+    _mix(y2, y2[inside], torch.from_numpy(_within(wanted, ring1)), second, False, none, out, out)
+    return out
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, index: Tensor, dtype: torch.dtype, dropouts: list[Dropout], *weights: Tensor
+    ) -> Tensor:
+        first, second, residual = _split(weights)
+        y1, h1 = _products(x, dtype, first.products(), residual)
+        kept1 = _mix(y1, y1, index, first, True, dropouts[0], h1, h1)
+        (y2,) = _products(h1, dtype, second.products())
+        out = torch.empty_like(h1)
+        kept2 = _mix(y2, y2, index, second, False, dropouts[1], h1, out)
+        ctx.save_for_backward(x, index, *weights)
+        ctx.kept = (y1, kept1, h1, y2, kept2)
+        ctx.settings = (dtype, dropouts)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, index, *weights = ctx.saved_tensors
+        first, second, _ = _split(weights)
+        dtype, dropouts = ctx.settings
+        y1, kept1, h1, y2, kept2 = ctx.kept
+        del ctx.kept  # each array is let go of as soon as it has been used: memory is what bounds a bag
+        lists = compiled.listeners(array(index), len(x))
+        grad = grads[0].to(dtype).contiguous()
+        grad_y, sums = _mix_backward(y2, index, lists, second, False, dropouts[1], kept2, grad)
+        del y2, kept2
+        own2 = (*_weight_gradients(grad_y, h1), *sums)
+        grad = torch.addmm(grad, grad_y, second.products()[0].to(dtype))
+        del h1, grad_y
+        grad_y, sums = _mix_backward(y1, index, lists, first, True, dropouts[0], kept1, grad)
+        own1 = (*_weight_gradients(grad_y, x), *sums)
+        del y1, grad_y
+        weight, bias = _products_backward(grad, x)
+        return None, None, None, None, *own1, *own2, weight, bias
+
+
+def _parameters(encoder: HistologyEncoder) -> tuple[_Layer, _Layer, tuple[Tensor, Tensor]]:
+    layers = [
+        _Layer(
+            layer.source.weight, layer.source.bias, layer.target.weight, layer.target.bias,
+            layer.attention, layer.bias, norm.weight, norm.bias,
+        )
+        for layer, norm in ((encoder.first, encoder.first_norm), (encoder.second, encoder.second_norm))
+    ]  # fmt: skip
+    return layers[0], layers[1], (encoder.residual.weight, encoder.residual.bias)
+
+
+def _split(weights: tuple[Tensor, ...] | list[Tensor]) -> tuple[_Layer, _Layer, tuple[Tensor, Tensor]]:
+    plain = [value.detach() for value in weights]
+    return _Layer(*plain[:8]), _Layer(*plain[8:16]), (plain[16], plain[17])
+
+
+def _products(x: Tensor, dtype: torch.dtype, *maps: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Linear maps of the same rows, tile by tile; each tile is cast once."""
+    cast = [(weight.to(dtype).T, bias.to(dtype)) for weight, bias in maps]
+    out = [torch.empty(len(x), len(bias), dtype=dtype) for _, bias in cast]
+    for rows in tiles(len(x)):
+        tile = x[rows].to(dtype)
+        for (weight, bias), whole in zip(cast, out, strict=True):
+            torch.addmm(bias, tile, weight, out=whole[rows])
+    return out
+
+
+def _products_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a map's weights (D, D_in) and biases, fp32: tiles are rounded, their sum is not."""
+    weight = torch.zeros(grad.shape[1], x.shape[1])
+    for rows in tiles(len(x)):
+        weight += grad[rows].T @ x[rows].to(grad.dtype)
+    return weight, grad.sum(0, dtype=torch.float32)
+
+
+def _weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a layer's two maps, from the gradient of their one product."""
+    weight, bias = _products_backward(grad, x)
+    half = len(bias) // 2
+    return weight[:half], bias[:half], weight[half:], bias[half:]
+
+
+def _mix(
+    sources: Tensor,
+    targets: Tensor,
+    index: Tensor,
+    layer: _Layer,
+    elu: bool,
+    dropout: Dropout,
+    base: Tensor,
+    out: Tensor,
+) -> _Kept:
+    """The mixing pass: left halves of ``sources`` (M, 2 D) are heard by right halves of ``targets`` (n, 2 D)."""
+    dim = out.shape[1]
+    kept = _Kept(
+        np.empty((len(out), len(layer.attention), index.shape[1]), np.float32), np.empty((len(out), 2), np.float32)
+    )
+    by_rows(
+        len(out), compiled.mix, array(sources[:, :dim]), array(targets[:, dim:]), *layer.mixing(index, elu, dropout),
+        array(base), array(out), kept.weights, kept.stats,
+    )  # fmt: skip
+    return kept
+
+
+def _mix_backward(
+    y: Tensor, index: Tensor, lists: tuple[Array, Array], layer: _Layer, elu: bool, dropout: Dropout, kept: _Kept,
+    grad: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """Gradients of both halves (N, 2 D), and of attention, bias, gamma and beta."""
+    dim = grad.shape[1]
+    mixed, grad_y, grad_scores = torch.empty_like(grad), torch.empty_like(y), np.empty_like(kept.weights)
+    source, target, mixing = array(y[:, :dim]), array(y[:, dim:]), layer.mixing(index, elu, dropout)
+    sums = by_rows_summed(
+        (4, dim), len(y), compiled.mix_rows_backward, source, target, *mixing, kept.weights, kept.stats, array(grad),
+        array(mixed), array(grad_y[:, dim:]), grad_scores,
+    )  # fmt: skip
+    by_rows(
+        len(y), compiled.mix_sources_backward, source, target, *mixing[1:3], kept.weights, grad_scores, array(mixed),
+        *lists, array(grad_y[:, :dim]),
+    )  # fmt: skip
+    attention, *others = torch.from_numpy(sums.astype(np.float32))
+    return grad_y, (attention.view_as(layer.attention), *others)
+
+
+def _within(index: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in ``rows``, ascending, of the rows that ``index`` names; -1 stays."""
+    return np.where(index >= 0, np.searchsorted(rows, index), -1)

@@ -1,0 +1,94 @@
+"""The students' fast paths: the same functions as the plain ones in :mod:`momkd_fl.model`, on a CPU much faster.
+
+Products are torch's matrix products, in bf16 with fp32 master weights where asked. Everything between two products is
+one compiled pass over the rows (:mod:`momkd_fl.training.compiled`), computed again in the backward pass rather than
+kept. Kept are the products' results alone: 6 D numbers a patch for MoMKD, 2 D for gated attention; in evaluation
+nothing but a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from momkd_fl.model.baselines import GatedAttention
+from momkd_fl.model.batch import PackedBags
+from momkd_fl.model.memory import Memory
+from momkd_fl.model.momkd import MoMKD, Output
+from momkd_fl.training import compiled
+from momkd_fl.training.encoder_kernel import encode, encode_tile
+from momkd_fl.training.gated_kernel import gated_pool
+from momkd_fl.training.precision import Precision, autocast
+from momkd_fl.training.rows import OnlineSoftmax, array, by_rows, by_rows_summed
+
+SCORE_ROWS = 16384
+"""Patches of a larger pack are encoded by tiles of so many where nothing is learnt: memory is that of a tile."""
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Memory, precision: Precision) -> Output:
+    """What ``model(batch, memory)`` gives: by the fast path on a CPU, by the plain one elsewhere.
+
+    All of it is fp32 whatever the products were taken in, for losses, softmax and memory are.
+    """
+    with autocast(precision, batch.features.device):
+        if batch.features.device.type != "cpu":
+            return _full_precision(model(batch, memory))
+        if isinstance(model, GatedAttention):
+            return _full_precision(model.decide(*gated_pool(model, batch, DTYPES[precision])))
+        if not torch.is_grad_enabled() and len(batch.features) > SCORE_ROWS:
+            return _full_precision(_scored_by_tiles(model, batch, memory, DTYPES[precision]))
+        features = encode(model.encoder, batch.features, batch.neighbours, DTYPES[precision])
+        patches = model.project(features)
+        attention = model.attend(patches, memory, batch)
+        return _full_precision(model.decide(pool(attention, features, batch), attention, patches, batch))
+
+
+def pool(attention: Tensor, features: Tensor, batch: PackedBags) -> Tensor:
+    """Attention (N, A) times features (N, D), summed over each patient's patches: (B, A, D) fp32."""
+    pooled: Tensor = _Pool.apply(attention, features, batch.bag, batch.patients)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, attention: Tensor, features: Tensor, bag: Tensor, patients: int) -> Tensor:
+        ctx.save_for_backward(attention, features, bag)
+        shape = (patients, attention.shape[1], features.shape[1])
+        pooled = by_rows_summed(shape, len(bag), compiled.pool, array(features), array(attention), array(bag))
+        return torch.from_numpy(pooled.astype(np.float32))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        attention, features, bag = ctx.saved_tensors
+        grad = array(grads[0].contiguous())
+        to_attention, to_features = torch.empty_like(attention), torch.empty_like(features)
+        by_rows(len(bag), compiled.pool_backward, array(features), grad, array(bag), array(to_attention))
+        by_rows(len(bag), compiled.spread, array(attention), grad, array(bag), array(to_features))
+        return to_attention, to_features, None, None
+
+
+def _scored_by_tiles(model: MoMKD, batch: PackedBags, memory: Memory, dtype: torch.dtype) -> Output:
+    """The student without its training, by an online softmax over tiles; kept are S + A numbers of each patch."""
+    neighbours, bag, rows = array(batch.neighbours), array(batch.bag), len(batch.bag)
+    patches, scores, state = [], [], None
+    for start in range(0, rows, SCORE_ROWS):
+        tile = slice(start, min(start + SCORE_ROWS, rows))
+        features = encode_tile(model.encoder, batch.features, neighbours, tile, dtype)
+        patches.append(model.project(features))
+        scores.append(array(model.contrast(patches[-1], memory)))
+        state = state or OnlineSoftmax(batch.patients, scores[-1].shape[1], features.shape[1])
+        state.add(array(features), scores[-1], bag[tile])
+    if state is None:
+        raise ValueError("an empty pack cannot be scored")
+    attention, pooled = state.close(np.concatenate(scores), bag)
+    return model.decide(torch.from_numpy(pooled), torch.from_numpy(attention), torch.cat(patches), batch)
+
+
+def _full_precision(output: Output) -> Output:
+    raised: dict[str, Any] = {name: None if value is None else value.float() for name, value in vars(output).items()}
+    return Output(**raised)
