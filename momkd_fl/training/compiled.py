@@ -1,9 +1,9 @@
 """Inner loops of the CPU's fast paths, compiled: each row is read once, and what can be computed again is not kept.
 
-Arrays of patches are (N, D) in C order or slices of columns of such, float32, or bfloat16 seen as uint16; sums are
-taken in float32. The equations are those of the plain students in :mod:`momkd_fl.model`. Rows are split over threads
-so that no two write one number: results do not depend on the number of threads, but for gradients that are sums over
-rows. Everything stands in one file because the cache of compiled code watches the file of the kernel only.
+Arrays of patches are (N, D) in C order, float32, or bfloat16 seen as uint16; sums are taken in float32. The equations
+are those of the plain students in :mod:`momkd_fl.model`. Rows are split over threads so that no two write one number:
+results do not depend on the number of threads, but for gradients that are sums over rows. Everything stands in one
+file because the cache of compiled code watches the file of the kernel only.
 
 Inner loops run from 0 and add an offset: from any other start the compiler does not vectorise them.
 """
@@ -125,16 +125,17 @@ def dropout_mask(seed: Any, threshold: Any, scale: Any, out: Array) -> None:
 
 @compiled
 def mix(
-    source: Array, target: Array, index: Array, slope: Any, attention: Array, bias: Array, gamma: Array, beta: Array,
+    sources: Array, targets: Array, index: Array, slope: Any, attention: Array, bias: Array, gamma: Array, beta: Array,
     elu: bool, seed: Any, threshold: Any, scale: Any, base: Array, out: Array, weights: Array, stats: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
     """out = base + Drop(act(LayerNorm(GATv2's mixing + bias))) for rows from ``start``; act is ELU, or ReLU.
 
-    ``index`` (n, k + 1): rows of ``source`` for each row, -1 where there is none; column 0 is never -1.
-    Written beside: attention ``weights`` (n, H, k + 1) and each row's mean and 1 / sd, ``stats`` (n, 2).
+    Left halves of ``sources`` (M, 2 D) are heard by right halves of ``targets`` (n, 2 D). ``index`` (n, k + 1): rows
+    of ``sources`` for each row, -1 where there is none; column 0 is never -1. Written beside: attention ``weights``
+    (n, H, k + 1) and each row's mean and 1 / sd, ``stats`` (n, 2).
     """
-    columns, dim = index.shape[1], source.shape[1]
+    columns, dim = index.shape[1], len(attention)
     heads = weights.shape[1]
     width = dim // heads
     zero, one = np.float32(0), np.float32(1)
@@ -142,13 +143,13 @@ def mix(
     own, row = np.empty(dim, np.float32), np.empty(dim, np.float32)
     for i in range(start, stop):
         for e in range(dim):
-            own[e] = _up(target[i, e])
+            own[e] = _up(targets[i, dim + e])
             row[e] = bias[e]
         for k in range(columns):
             j = index[i, k]
             if j >= 0:
                 for e in range(dim):
-                    near[k, e] = _up(source[j, e])
+                    near[k, e] = _up(sources[j, e])
         for h in range(heads):
             o = h * width
             top = np.float32(-np.inf)
@@ -194,31 +195,31 @@ def mix(
 
 @compiled
 def mix_rows_backward(
-    source: Array, target: Array, index: Array, slope: Any, attention: Array, bias: Array, gamma: Array, beta: Array,
+    sources: Array, targets: Array, index: Array, slope: Any, attention: Array, bias: Array, gamma: Array, beta: Array,
     elu: bool, seed: Any, threshold: Any, scale: Any, weights: Array, stats: Array, grad: Array,
-    grad_mixed: Array, grad_target: Array, grad_scores: Array, sums: Array, start: int, stop: int,
+    grad_mixed: Array, grad_y: Array, grad_scores: Array, sums: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """What belongs to a row itself: gradients of its mixing, its target and its scores.
+    """What belongs to a row itself: gradients of its mixing, of its target (right half of ``grad_y``) and its scores.
 
-    Added to ``sums`` (4, D) float64: gradients of attention, bias, gamma and beta.
+    Added to ``sums`` (6, D) float64: gradients of attention, bias, gamma, beta, the targets' bias and the base's.
     """
-    columns, dim = index.shape[1], source.shape[1]
+    columns, dim = index.shape[1], len(attention)
     heads = weights.shape[1]
     width = dim // heads
     zero = np.float32(0)
-    near, part = np.empty((columns, dim), np.float32), np.zeros((4, dim), np.float32)
+    near, part = np.empty((columns, dim), np.float32), np.zeros((6, dim), np.float32)
     own, row, up = np.empty(dim, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
     to_target = np.empty(dim, np.float32)
     for i in range(start, stop):
         for e in range(dim):
-            own[e] = _up(target[i, e])
+            own[e] = _up(targets[i, dim + e])
             row[e] = bias[e]
             to_target[e] = zero
         for k in range(columns):
             j = index[i, k]
             if j >= 0:
                 for e in range(dim):
-                    near[k, e] = _up(source[j, e])
+                    near[k, e] = _up(sources[j, e])
                 for h in range(heads):
                     o, w = h * width, weights[i, h, k]
                     for e in range(width):
@@ -230,6 +231,7 @@ def mix_rows_backward(
             row[e] = (row[e] - mean) * inverse
             u = row[e] * gamma[e] + beta[e]
             d = _up(grad[i, e])
+            part[5, e] += d
             if threshold > 0:
                 d = d * scale if _kept(np.uint32(first + np.uint32(e)), seed, threshold) else zero
             if elu:
@@ -269,9 +271,10 @@ def mix_rows_backward(
                         part[0, o + e] += down * v
                         to_target[o + e] += down * attention[o + e]
         for e in range(dim):
-            grad_target[i, e] = _down(to_target[e], grad_target[i, e])
+            part[4, e] += to_target[e]
+            grad_y[i, dim + e] = _down(to_target[e], grad_y[i, dim + e])
         if (i - start) % _FLUSH_ROWS == _FLUSH_ROWS - 1 or i == stop - 1:
-            for q in range(4):  # many rows: short sums in float32, long ones in float64
+            for q in range(len(part)):  # many rows: short sums in float32, long ones in float64
                 for e in range(dim):
                     sums[q, e] += part[q, e]
                     part[q, e] = zero
@@ -279,27 +282,36 @@ def mix_rows_backward(
 
 @compiled
 def mix_sources_backward(
-    source: Array, target: Array, slope: Any, attention: Array, weights: Array, grad_scores: Array, grad_mixed: Array,
-    starts: Array, edges: Array, grad_source: Array, start: int, stop: int,
+    sources: Array, targets: Array, slope: Any, attention: Array, weights: Array, grad_scores: Array, grad_mixed: Array,
+    starts: Array, edges: Array, grad_y: Array, sums: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """The gradient of the rows that others hear, from the lists of who hears them (see :func:`listeners`)."""
-    dim, heads, columns = source.shape[1], weights.shape[1], weights.shape[2]
+    """The gradient of what others hear (left half of ``grad_y``), from lists of who hears it (:func:`listeners`).
+
+    Its sum is added to ``sums`` (D,).
+    """
+    dim, heads, columns = len(attention), weights.shape[1], weights.shape[2]
     width = dim // heads
     zero = np.float32(0)
-    own, row = np.empty(dim, np.float32), np.empty(dim, np.float32)
+    own, row, part = np.empty(dim, np.float32), np.empty(dim, np.float32), np.zeros(dim, np.float32)
     for j in range(start, stop):
         for e in range(dim):
-            own[e] = _up(source[j, e])
+            own[e] = _up(sources[j, e])
             row[e] = zero
         for edge in edges[starts[j] : starts[j + 1]]:
             i, k = edge // columns, edge % columns
             for h in range(heads):
                 o, s, w = h * width, grad_scores[i, h, k], weights[i, h, k]
+                low = s * slope
                 for e in range(width):
-                    down = s if own[o + e] + _up(target[i, o + e]) > zero else s * slope
+                    down = s if own[o + e] + _up(targets[i, dim + o + e]) > zero else low
                     row[o + e] += down * attention[o + e] + w * _up(grad_mixed[i, o + e])
         for e in range(dim):
-            grad_source[j, e] = _down(row[e], grad_source[j, e])
+            part[e] += row[e]
+            grad_y[j, e] = _down(row[e], grad_y[j, e])
+        if (j - start) % _FLUSH_ROWS == _FLUSH_ROWS - 1 or j == stop - 1:
+            for e in range(dim):
+                sums[e] += part[e]
+                part[e] = zero
 
 
 @compiled
@@ -352,24 +364,28 @@ def gate_scores(gates: Array, along: Array, bias: Any, scores: Array, start: int
 
 @compiled
 def gates_backward(
-    gates: Array, along: Array, grad_scores: Array, grad_gates: Array, grad_along: Array, start: int, stop: int
+    gates: Array, along: Array, grad_scores: Array, grad_gates: Array, sums: Array, start: int, stop: int
 ) -> None:
-    """Gradients of the gates, and added to ``grad_along`` (E,) float64 that of the score's weights."""
+    """Gradients of the gates; added to ``sums`` (3, E) float64 those of the score's weights and the gates' biases."""
     width, one, zero = len(along), np.float32(1), np.float32(0)
-    part = np.zeros(width, np.float32)
+    part = np.zeros((3, width), np.float32)
     for i in range(start, stop):
         s = grad_scores[i]
         for e in range(width):
             left, right = _up(gates[i, e]), _up(gates[i, width + e])
             t = one - (one + one) / (one + _exp(left + left))
             g = one / (one + _exp(-right))
-            part[e] += s * t * g
-            grad_gates[i, e] = _down(s * along[e] * g * (one - t * t), grad_gates[i, e])
-            grad_gates[i, width + e] = _down(s * along[e] * t * g * (one - g), grad_gates[i, width + e])
+            to_left, to_right = s * along[e] * g * (one - t * t), s * along[e] * t * g * (one - g)
+            part[0, e] += s * t * g
+            part[1, e] += to_left
+            part[2, e] += to_right
+            grad_gates[i, e] = _down(to_left, grad_gates[i, e])
+            grad_gates[i, width + e] = _down(to_right, grad_gates[i, width + e])
         if (i - start) % _FLUSH_ROWS == _FLUSH_ROWS - 1 or i == stop - 1:
-            for e in range(width):
-                grad_along[e] += part[e]
-                part[e] = zero
+            for q in range(len(part)):
+                for e in range(width):
+                    sums[q, e] += part[q, e]
+                    part[q, e] = zero
 
 
 @compiled

@@ -107,16 +107,12 @@ class _Encode(torch.autograd.Function):
         del ctx.kept  # each array is let go of as soon as it has been used: memory is what bounds a bag
         lists = compiled.listeners(array(index), len(x))
         grad = grads[0].to(dtype).contiguous()
-        grad_y, sums = _mix_backward(y2, index, lists, second, False, dropouts[1], kept2, grad)
-        del y2, kept2
-        own2 = (*_weight_gradients(grad_y, h1), *sums)
+        grad_y, own2, _ = _mix_backward(y2, index, lists, second, False, dropouts[1], kept2, grad, h1)
+        del y2, kept2, h1
         grad = torch.addmm(grad, grad_y, second.products()[0].to(dtype))
-        del h1, grad_y
-        grad_y, sums = _mix_backward(y1, index, lists, first, True, dropouts[0], kept1, grad)
-        own1 = (*_weight_gradients(grad_y, x), *sums)
-        del y1, grad_y
-        weight, bias = _products_backward(grad, x)
-        return None, None, None, None, *own1, *own2, weight, bias
+        del grad_y
+        _, own1, bias = _mix_backward(y1, index, lists, first, True, dropouts[0], kept1, grad, x)
+        return None, None, None, None, *own1, *own2, _products_backward(grad, x), bias
 
 
 def _parameters(encoder: HistologyEncoder) -> tuple[_Layer, _Layer, tuple[Tensor, Tensor]]:
@@ -146,19 +142,12 @@ def _products(x: Tensor, dtype: torch.dtype, *maps: tuple[Tensor, Tensor]) -> li
     return out
 
 
-def _products_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a map's weights (D, D_in) and biases, fp32: tiles are rounded, their sum is not."""
+def _products_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a map's weights (D, D_in), fp32: tiles are rounded, their sum is not."""
     weight = torch.zeros(grad.shape[1], x.shape[1])
     for rows in tiles(len(x)):
         weight += grad[rows].T @ x[rows].to(grad.dtype)
-    return weight, grad.sum(0, dtype=torch.float32)
-
-
-def _weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a layer's two maps, from the gradient of their one product."""
-    weight, bias = _products_backward(grad, x)
-    half = len(bias) // 2
-    return weight[:half], bias[:half], weight[half:], bias[half:]
+    return weight
 
 
 def _mix(
@@ -172,12 +161,11 @@ def _mix(
     out: Tensor,
 ) -> _Kept:
     """The mixing pass: left halves of ``sources`` (M, 2 D) are heard by right halves of ``targets`` (n, 2 D)."""
-    dim = out.shape[1]
     kept = _Kept(
         np.empty((len(out), len(layer.attention), index.shape[1]), np.float32), np.empty((len(out), 2), np.float32)
     )
     by_rows(
-        len(out), compiled.mix, array(sources[:, :dim]), array(targets[:, dim:]), *layer.mixing(index, elu, dropout),
+        len(out), compiled.mix, array(sources), array(targets), *layer.mixing(index, elu, dropout),
         array(base), array(out), kept.weights, kept.stats,
     )  # fmt: skip
     return kept
@@ -185,22 +173,27 @@ def _mix(
 
 def _mix_backward(
     y: Tensor, index: Tensor, lists: tuple[Array, Array], layer: _Layer, elu: bool, dropout: Dropout, kept: _Kept,
-    grad: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """Gradients of both halves (N, 2 D), and of attention, bias, gamma and beta."""
+    grad: Tensor, x: Tensor,
+) -> tuple[Tensor, _Layer, Tensor]:  # fmt: skip
+    """Gradients of both halves (N, 2 D), of the layer whose input was ``x``, and of the base's bias."""
     dim = grad.shape[1]
     mixed, grad_y, grad_scores = torch.empty_like(grad), torch.empty_like(y), np.empty_like(kept.weights)
-    source, target, mixing = array(y[:, :dim]), array(y[:, dim:]), layer.mixing(index, elu, dropout)
+    rows, mixing = array(y), layer.mixing(index, elu, dropout)
     sums = by_rows_summed(
-        (4, dim), len(y), compiled.mix_rows_backward, source, target, *mixing, kept.weights, kept.stats, array(grad),
-        array(mixed), array(grad_y[:, dim:]), grad_scores,
+        (6, dim), len(y), compiled.mix_rows_backward, rows, rows, *mixing, kept.weights, kept.stats, array(grad),
+        array(mixed), array(grad_y), grad_scores,
     )  # fmt: skip
-    by_rows(
-        len(y), compiled.mix_sources_backward, source, target, *mixing[1:3], kept.weights, grad_scores, array(mixed),
-        *lists, array(grad_y[:, :dim]),
+    source_bias = by_rows_summed(
+        (dim,), len(y), compiled.mix_sources_backward, rows, rows, *mixing[1:3], kept.weights, grad_scores,
+        array(mixed), *lists, array(grad_y),
     )  # fmt: skip
-    attention, *others = torch.from_numpy(sums.astype(np.float32))
-    return grad_y, (attention.view_as(layer.attention), *others)
+    attention, bias, gamma, beta, target_bias, base_bias = torch.from_numpy(sums.astype(np.float32))
+    weight = _products_backward(grad_y, x)
+    own = _Layer(
+        weight[:dim], torch.from_numpy(source_bias.astype(np.float32)), weight[dim:], target_bias,
+        attention.view_as(layer.attention), bias, gamma, beta,
+    )  # fmt: skip
+    return grad_y, own, base_bias
 
 
 def _within(index: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -59,24 +59,25 @@ class _GatedPool(torch.autograd.Function):
         w2, along = weights[2].detach().to(dtype), array(weights[4]).reshape(-1)
         grad_pooled, bags = array(grads[0].float().contiguous()), array(bag)
         grad_scores = _softmax_backward(kept, attention, grad_pooled, bags)
-        d_w1, d_w2, d_b2 = (torch.zeros_like(weights[place]) for place in (0, 2, 3))
-        d_b1, d_along = np.zeros(len(w2), np.float64), np.zeros(len(along), np.float64)
+        d_w1, d_w2 = torch.zeros_like(weights[0]), torch.zeros_like(weights[2])
+        d_b1, d_gates = np.zeros(w2.shape[1], np.float64), np.zeros((3, len(along)), np.float64)
         for rows in tiles(len(x)):
             hidden, gates = kept.pop(0)
             back = torch.empty_like(gates)
-            d_along += by_rows_summed(
-                d_along.shape, len(gates), compiled.gates_backward, array(gates), along, grad_scores[rows], array(back)
+            d_gates += by_rows_summed(
+                d_gates.shape, len(gates), compiled.gates_backward, array(gates), along, grad_scores[rows], array(back)
             )
             d_w2 += back.T @ hidden
-            d_b2 += back.sum(0, dtype=torch.float32)
             back = back @ w2
             d_b1 += by_rows_summed(
                 d_b1.shape, len(back), compiled.rectify_backward, array(hidden), array(back), attention[rows, 0],
                 grad_pooled, bags[rows], scale,
             )  # fmt: skip
             d_w1 += back.T @ x[rows].to(dtype)
-        small = [torch.from_numpy(np.asarray(value, np.float32)) for value in (d_b1, d_along, [grad_scores.sum()])]
-        return None, None, None, None, None, d_w1, small[0], d_w2, d_b2, small[1].view_as(weights[4]), small[2]
+        small = (d_b1, d_gates[1:].ravel(), d_gates[:1])
+        bias1, bias2, score = (torch.from_numpy(value.astype(np.float32)) for value in small)
+        # a softmax does not see what is added to all of its scores: the score's bias has no gradient
+        return None, None, None, None, None, d_w1, bias1, d_w2, bias2, score, torch.zeros_like(weights[5])
 
 
 def _softmax_backward(kept: list[tuple[Tensor, Tensor]], attention: Array, grad_pooled: Array, bag: Array) -> Array:

@@ -32,7 +32,7 @@ def gradients(function: object, source: Tensor, target: Tensor, attention: Tenso
 
 @pytest.mark.parametrize("tile_values", [1, 120, 1 << 18])
 def test_values_and_gradients_are_the_equation_s_in_float64(monkeypatch: pytest.MonkeyPatch, tile_values: int) -> None:
-    monkeypatch.setattr(module, "TILE_VALUES", tile_values)
+    monkeypatch.setattr(module, "TILE_VALUES", {"cpu": tile_values})
     inputs = case(torch.float64)
     for fast, plain in zip(
         gradients(neighbour_attention, *inputs), gradients(neighbour_attention_plain, *inputs), strict=True
