@@ -12,6 +12,7 @@ NAMES = {
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",
     "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
+    "staleness": "what it costs that the memory is measured a round before it is used",
     "crc": "real colorectal features and labels, two sites, both ways",
 }
 

@@ -39,6 +39,11 @@ SECTIONS = {
         "of a difference covers patients and seeds.",
     ),
     "synthetic": ("Synthetic cohort", "`make bench ONLY=leave_one_site_out ARGS='--cohort demo --tasks PR'`."),
+    "staleness": (
+        "Staleness of the memory",
+        "`make bench ONLY=staleness`: the synthetic cohort, twice from the same start for each of eight seeds. What "
+        "the figures mean: [method.md](method.md#staleness).",
+    ),
     "crc": ("Real colorectal slides", "`make bench ONLY=crc`: two sites, real features, labels and expression."),
 }
 IN_README = (

@@ -1,0 +1,105 @@
+"""Variants of the memory for ablation: each trains a round, and moves the memory or leaves it, as its name says."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from momkd_fl.config.base import load
+from momkd_fl.config.site import SiteConfig
+from momkd_fl.federation import state as states
+from momkd_fl.federation.comparators import Shelf
+from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.student import layout_of, shape_of
+from momkd_fl.federation.watch import unwatched
+
+MEMBERS = {"ash": "train", "birch": "train"}
+MODES, GENOMICS, ASSIGNMENTS = (
+    ("anchors", "momentum", "gradient", "frozen"),
+    (True, False),
+    ("balanced", "soft", "hard"),
+)
+VARIANTS = [
+    *((mode, genomics, how, 2) for mode, genomics, how in itertools.product(MODES, GENOMICS, ASSIGNMENTS)),
+    *((mode, True, "balanced", slots) for mode in MODES for slots in (1, 5)),
+]
+
+
+@pytest.fixture(scope="module")
+def shelf(hospitals: Path) -> Shelf:
+    """Cohorts that are read once for all variants."""
+    return Shelf({site: load(hospitals / site / "site.yaml", SiteConfig) for site in MEMBERS}, torch.device("cpu"))
+
+
+def one_round(consortium: Any, shelf: Shelf) -> tuple[states.ServerState, states.ServerState, list[Any]]:
+    """State before and after a round, and what the sites were sent in it."""
+    for site, participant in consortium.participants.items():
+        participant.load = lambda federation, site=site: shelf.cohort(site, "train", federation)
+    grid, before = consortium.grid(), list[states.ServerState]()
+    path = consortium.config.output_dir / "checkpoint.safetensors"
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if kind == "train":
+            before.append(states.load(path))
+        return True
+
+    grid.answers = answers
+    outcome = Coordinator(consortium.config, grid, unwatched(consortium.config), threading.Event(), lambda: {}).run()
+    assert outcome is not None
+    told = [content for (kind, _, _), content in zip(grid.delivered, grid.contents, strict=True) if kind == "train"]
+    return before[0], outcome.state, told
+
+
+@pytest.mark.parametrize(("mode", "genomics", "how", "slots"), VARIANTS)
+def test_a_variant_trains_a_round_and_moves_its_memory_as_it_should(
+    in_process: Any, shelf: Shelf, mode: str, genomics: bool, how: str, slots: int
+) -> None:
+    memory = {
+        "mode": mode, "genomics": genomics, "assignment": how, "slots": slots, "init_iterations": 2,
+        "anchor_iterations": 2,
+    }  # fmt: skip
+    rounds = {"count": 1, "quorum": 2, "deadline_s": 5.0}
+    consortium = in_process(MEMBERS, memory=memory, rounds=rounds)
+    before, after, told = one_round(consortium, shelf)
+    layout = layout_of(shape_of(consortium.config, after.panel))
+    assert after.history[0].states == {"ash": "trained", "birch": "trained"}
+    assert (before.weights["histology"] != after.weights["histology"]).any()
+    assert all(np.isfinite(value).all() for value in (*after.weights.values(), *after.memory.values()))
+    assert ("genomics" in after.weights) is genomics
+    assert ("match" in after.history[0].losses) is (genomics and mode == "anchors")
+    assert ("align_genomics" in after.history[0].losses) is genomics
+
+    expected = {"anchors": {"slots"} | ({"anchors"} if genomics else set()), "gradient": set()}
+    names = expected.get(mode, {"slots"})
+    assert set(after.memory) == set(before.memory) == names
+    assert all(set(content["memory"]) == names for content in told)
+    for name, value in after.memory.items():
+        assert value.shape[:2] == (2, slots)
+        np.testing.assert_allclose(np.linalg.norm(value, axis=-1), 1.0, atol=1e-5)
+        moves = name == "slots" and mode != "frozen"
+        assert np.array_equal(value, before.memory[name]) is not moves, name
+    moved = after.history[0].slot_movement_rad
+    assert moved > 1e-3 if mode in ("anchors", "momentum") else moved < 1e-3
+    own = [layout.unflatten(state.weights).get("slots") for state in (before, after)]
+    if mode == "gradient":
+        assert own[0].shape[:2] == (2, slots)
+        assert (own[0] != own[1]).any(), "as released, the losses move the slots"
+    else:
+        assert own == [None, None], "no loss reaches a buffer"
+
+
+def test_the_assignments_are_three_methods(in_process: Any, shelf: Shelf) -> None:
+    ends = {}
+    for how in ASSIGNMENTS:
+        memory = {"slots": 3, "assignment": how, "init_iterations": 2, "anchor_iterations": 2}
+        consortium = in_process(MEMBERS, memory=memory, rounds={"count": 1, "quorum": 2, "deadline_s": 5.0})
+        ends[how] = one_round(consortium, shelf)[1].memory
+    for one, other in itertools.combinations(ASSIGNMENTS, 2):
+        for name in ("slots", "anchors"):
+            assert not np.allclose(ends[one][name], ends[other][name], atol=1e-3), (one, other, name)
