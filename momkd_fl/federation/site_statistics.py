@@ -19,6 +19,7 @@ from momkd_fl.data.cohort import Patient
 from momkd_fl.model.memory import Memory
 from momkd_fl.privacy.statistics import Assignment, MemoryStatistics, assign, summed
 from momkd_fl.training.loop import Model, embed
+from momkd_fl.training.precision import Precision
 from momkd_fl.training.sampling import Packer
 
 PATCHES_PER_PATIENT = 64
@@ -36,6 +37,7 @@ def memory_statistics(
     how: Assignment,
     *,
     genomics: bool,
+    precision: Precision = "fp32",
 ) -> MemoryStatistics:
     """Sums over the site's training patients, in inference mode; ``genomics`` False leaves that modality out."""
     if memory.slots is None:
@@ -44,7 +46,7 @@ def memory_statistics(
     classes = len(slots)
     patch, mass, owner, genome, genome_owner = [], [], [], [], []
     done = 0
-    for chosen, batch, output in embed(model, memory, packer, patients, device):
+    for chosen, batch, output in embed(model, memory, packer, patients, device, precision):
         if output.patches is None:
             return MemoryStatistics({}, {})
         attention = output.attention.mean(dim=1).double().cpu().numpy()

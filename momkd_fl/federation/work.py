@@ -71,11 +71,15 @@ class Work:
     def statistics(self, memory: Memory) -> MemoryStatistics:
         """Sums over the training patients for the memory."""
         patients, how = self.cohort.labelled("train"), self.config.memory.assignment
-        return memory_statistics(self.model, memory, self.packer, patients, self.device, how, genomics=self.genomic)
+        precision = self.config.training.score_precision
+        return memory_statistics(
+            self.model, memory, self.packer, patients, self.device, how, genomics=self.genomic, precision=precision
+        )
 
     def score(self, memory: Memory, split: Split) -> Prediction:
         """Scores of the labelled patients of a split."""
-        return predict(self.model, memory, self.packer, self.cohort.labelled(split), self.device)
+        patients, precision = self.cohort.labelled(split), self.config.training.score_precision
+        return predict(self.model, memory, self.packer, patients, self.device, precision)
 
     def train(self, memory: Memory, seed: int, proximal_mu: float) -> TrainReport:
         """One round of training from the weights received."""
