@@ -51,8 +51,7 @@ def memory_statistics(
             return MemoryStatistics({}, {})
         attention = output.attention.mean(dim=1).double().cpu().numpy()
         embedded = output.patches.double().cpu().numpy()
-        starts = np.cumsum([0, *batch.patches.tolist()])
-        for row, (start, end) in enumerate(itertools.pairwise(starts)):
+        for row, (start, end) in enumerate(itertools.pairwise(batch.starts)):
             inside = attention[start:end]
             top = np.argsort(-inside, kind="stable")[:PATCHES_PER_PATIENT]
             patch.append(embedded[start + top])
@@ -60,7 +59,7 @@ def memory_statistics(
             owner.append(np.full(len(top), done + row))
         if output.genome is not None and genomics:
             genome.append(output.genome.double().cpu().numpy())
-            genome_owner.append(done + batch.has_genes.nonzero()[:, 0].cpu().numpy())
+            genome_owner.append(done + batch.gene_rows.cpu().numpy())
         done += len(chosen)
     labels = np.array([patient.label for patient in patients], np.int64)
     by_genome = _genomic_assignment(memory, packer, patients, labels, how)

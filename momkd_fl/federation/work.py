@@ -21,12 +21,13 @@ from momkd_fl.model.momkd import LossWeights, StudentShape
 from momkd_fl.privacy.statistics import MemoryStatistics
 from momkd_fl.training.loop import Model, Prediction, TrainReport, TrainSettings, predict, train, trial_step
 from momkd_fl.training.precision import Precision, choose_precision
+from momkd_fl.training.resident import DeviceCache, device_cache
 from momkd_fl.training.sampling import Packer
 
 
 @dataclass
 class Work:
-    """What a run needs at the site. The optimiser's state is kept between rounds and never leaves."""
+    """What a run needs at the site. The optimiser's state and bags on a GPU are kept between rounds and never leave."""
 
     config: FederationConfig
     cohort: Cohort
@@ -36,6 +37,7 @@ class Work:
     model: Model
     device: torch.device
     precision: Precision | None = None
+    resident: DeviceCache | None = None
     optimiser: dict[str, Any] | None = None
 
     @classmethod
@@ -49,7 +51,7 @@ class Work:
             cohort = dataclasses.replace(cohort, patients=without, genes_available=())
         shape = shape_of(config, plan.panel)
         model = build_student(shape, config.seed)
-        return cls(config, cohort, plan.space, shape, layout_of(shape), model, device)
+        return cls(config, cohort, plan.space, shape, layout_of(shape), model, device, resident=device_cache(device))
 
     @property
     def genomic(self) -> bool:
@@ -59,7 +61,7 @@ class Work:
     @property
     def packer(self) -> Packer:
         """Patients as packs, genes as z-scores of the federation's scaling."""
-        return Packer(self.cohort, self.space.get("mean"), self.space.get("scale"))
+        return Packer(self.cohort, self.space.get("mean"), self.space.get("scale"), self.resident)
 
     def receive(self, arrays: Arrays) -> Memory:
         """Load the weights that came and return the memory that came with them, both checked whole."""

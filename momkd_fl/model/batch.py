@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +21,26 @@ class PackedBags:
 
     Attributes
     ----------
-    features : (N, D_in) float32
+    features : (N, D_in) float32, or bfloat16 where the step's products are
     neighbours : (N, k + 1) int64, rows of this pack; column 0 the patch itself, -1 where there is none
     bag : (N,) int64, the patient of each patch, ascending
     patches : (B,) int64, patches of each patient
+    starts : (B + 1,) int64 on the host, the first row of each patient, and N
     labels : (B,) int64, class or ``NO_LABEL``
     genes : (B, G) float32 z-scores, or None where the student has no panel
     has_genes : (B,) bool; rows of ``genes`` without it are never read
+    gene_rows : (M,) int64, the patients with genes, found on the host so that no step waits for a device
     """
 
     features: Tensor
     neighbours: Tensor
     bag: Tensor
     patches: Tensor
+    starts: NDArray[np.int64]
     labels: Tensor
     genes: Tensor | None
     has_genes: Tensor
+    gene_rows: Tensor
 
     @property
     def patients(self) -> int:
@@ -44,7 +49,7 @@ class PackedBags:
 
     def to(self, device: torch.device) -> PackedBags:
         """The same pack on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }
@@ -57,7 +62,7 @@ def pack(
     genes: Sequence[NDArray[np.float32] | None],
     panel_size: int | None,
 ) -> PackedBags:
-    """Lay bags end to end; no edge crosses patients, since rows are shifted by each bag's offset.
+    """Lay bags end to end; a bag alone is not copied.
 
     Parameters
     ----------
@@ -66,24 +71,42 @@ def pack(
     genes : z-scored panel (G,) of each patient, None where it has none
     panel_size : G, or None where the student has no panel
     """
-    sizes = np.array([len(features) for features, _ in bags])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    neighbours = [np.where(index >= 0, index + start, -1) for (_, index), start in zip(bags, starts, strict=True)]
-    has_genes = np.array([vector is not None and panel_size is not None for vector in genes])
+    features = [features for features, _ in bags]
+    joined = torch.from_numpy(features[0] if len(features) == 1 else np.concatenate(features))
+    return pack_around(joined, [index for _, index in bags], labels, genes, panel_size)
+
+
+def pack_around(
+    features: Tensor,
+    neighbours: Sequence[NDArray[np.int32]],
+    labels: Sequence[int | None],
+    genes: Sequence[NDArray[np.float32] | None],
+    panel_size: int | None,
+) -> PackedBags:
+    """A pack of features (N, D_in) laid end to end already, the rest on the host, as :func:`pack` takes it.
+
+    No edge crosses patients, since rows are shifted by each bag's offset.
+    """
+    sizes = np.array([len(index) for index in neighbours], np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    shifted = [np.where(index >= 0, index + start, -1) for index, start in zip(neighbours, starts, strict=False)]
+    has_genes = np.array([vector is not None and panel_size is not None for vector in genes], bool)
     table = None
     if panel_size is not None:
-        table = np.zeros((len(bags), panel_size), np.float32)
+        table = np.zeros((len(sizes), panel_size), np.float32)
         for row, vector in enumerate(genes):
             if vector is not None:
                 table[row] = vector
     return PackedBags(
-        features=torch.from_numpy(np.concatenate([features for features, _ in bags])),
-        neighbours=torch.from_numpy(np.concatenate(neighbours).astype(np.int64)),
-        bag=torch.from_numpy(np.repeat(np.arange(len(bags)), sizes)),
-        patches=torch.from_numpy(sizes.astype(np.int64)),
+        features=features,
+        neighbours=torch.from_numpy(shifted[0] if len(shifted) == 1 else np.concatenate(shifted)),
+        bag=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+        patches=torch.from_numpy(sizes),
+        starts=starts,
         labels=torch.tensor([NO_LABEL if label is None else label for label in labels], dtype=torch.int64),
         genes=None if table is None else torch.from_numpy(table),
         has_genes=torch.from_numpy(has_genes),
+        gene_rows=torch.from_numpy(np.flatnonzero(has_genes)),
     )
 
 

@@ -110,7 +110,7 @@ class Student(nn.Module):
             and batch.genes is not None
             and weights.match
         ):
-            rows = batch.has_genes.nonzero()[:, 0]
+            rows = batch.gene_rows
             if len(rows):
                 genome = memory.space.embed(batch.genes[rows])
                 anchors = memory.anchors.detach()
@@ -174,7 +174,7 @@ class MoMKD(Student):
         mean = pooled.mean(dim=1)
         genome, rebuilt = None, None
         if self.genomics is not None and batch.genes is not None:
-            genome, rebuilt = self.genomics(batch.genes[batch.has_genes.nonzero()[:, 0]])
+            genome, rebuilt = self.genomics(batch.genes[batch.gene_rows])
         return Output(
             logits=scores[:, 0] if self.shape.classes == 2 else scores.diagonal(dim1=1, dim2=2),
             attention=attention,
@@ -203,7 +203,7 @@ class MoMKD(Student):
             output.slide, batch.labels, slots, weights.margin
         )
         if output.genome is not None and output.rebuilt is not None and batch.genes is not None and len(output.genome):
-            rows = batch.has_genes.nonzero()[:, 0]
+            rows = batch.gene_rows
             share = len(rows) / batch.patients
             aligned = losses.alignment(output.genome, batch.labels[rows], slots, weights.margin)
             terms["align_genomics"] = weights.align_genomics * share * aligned

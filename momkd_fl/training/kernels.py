@@ -21,13 +21,11 @@ from momkd_fl.model.momkd import MoMKD, Output
 from momkd_fl.training import compiled
 from momkd_fl.training.encoder_kernel import encode, encode_tile
 from momkd_fl.training.gated_kernel import gated_pool
-from momkd_fl.training.precision import Precision, autocast
+from momkd_fl.training.precision import DTYPES, Precision, autocast
 from momkd_fl.training.rows import OnlineSoftmax, array, by_rows, by_rows_summed
 
 SCORE_ROWS = 16384
 """Patches of a larger pack are encoded by tiles of so many where nothing is learnt: memory is that of a tile."""
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Memory, precision: Precision) -> Output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,11 @@ from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
 from momkd_fl.training.kernels import student_output
-from momkd_fl.training.precision import Precision, Step
-from momkd_fl.training.sampling import Packer, balanced_batches
+from momkd_fl.training.loader import scoring_packs, training_packs
+from momkd_fl.training.precision import DTYPES, Precision, Step
+from momkd_fl.training.sampling import Packer
 
 Model = MoMKD | GatedAttention
-SCORE_PATCHES = 16384
-"""Patches scored in one pack; a larger single bag is a pack of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,26 @@ def train(
     anchor = [parameter.detach().clone() for parameter in model.parameters()] if settings.proximal_mu else []
     steps = settings.steps or max(1, math.ceil(settings.epochs * len(patients) / settings.patients_per_step))
     totals: dict[str, Tensor] = {}
-    for chosen in balanced_batches(patients, steps, settings.patients_per_step, rng):
-        batch = packer.pack(chosen, rng, settings.max_patches).to(device)
-        torch.manual_seed(int(rng.integers(2**63)))
-        output = student_output(model, batch, memory, settings.precision)
-        terms = model.loss(output, batch, memory, settings.losses)
-        loss = torch.stack(list(terms.values())).sum()
-        if anchor:
-            loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        for parameters in branches.values():
-            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimiser.step()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0.0) + value.detach()
+    packs = training_packs(
+        packer, patients, steps, settings.patients_per_step, rng, settings.max_patches, device,
+        DTYPES[settings.precision],
+    )  # fmt: skip
+    with closing(packs):
+        for batch, seed_of_step in packs:
+            torch.manual_seed(seed_of_step)
+            output = student_output(model, batch, memory, settings.precision)
+            terms = model.loss(output, batch, memory, settings.losses)
+            loss = torch.stack(list(terms.values())).sum()
+            if anchor:
+                loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            for parameters in branches.values():
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimiser.step()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value.detach()
+            del batch, output, terms, loss  # before the next pack is asked for: a large bag is not held twice
     means = {name: float(value) / steps for name, value in totals.items()}
     if not all(math.isfinite(value) for value in means.values()):
         raise UserError(
@@ -140,12 +145,12 @@ def embed(
     device: torch.device,
     precision: Precision = "fp32",
 ) -> Iterator[tuple[Sequence[Patient], PackedBags, Output]]:
-    """Outputs in inference mode, pack by pack, every patient once and in order."""
+    """Outputs in inference mode, pack by pack, every patient once and in order; a pack lasts until the next."""
     memory = memory.to(device)
     model.to(device).eval()
-    for chosen in _packs(packer, patients):
-        batch = packer.pack(chosen).to(device)
-        yield chosen, batch, student_output(model, batch, memory, precision)
+    with closing(scoring_packs(packer, patients, device, DTYPES[precision])) as packs:
+        for chosen, batch in packs:
+            yield chosen, batch, student_output(model, batch, memory, precision)
 
 
 @dataclass(frozen=True)
@@ -191,20 +196,6 @@ def predict(
         loss=torch.where(truth == NO_LABEL, torch.nan, loss).numpy(),
         effective_patches=effective / max(len(patients), 1),
     )
-
-
-def _packs(packer: Packer, patients: Sequence[Patient]) -> Iterator[list[Patient]]:
-    pack: list[Patient] = []
-    patches = 0
-    for patient in patients:
-        size = len(packer.cohort.bag(patient).features)
-        if pack and patches + size > SCORE_PATCHES:
-            yield pack
-            pack, patches = [], 0
-        pack.append(patient)
-        patches += size
-    if pack:
-        yield pack
 
 
 def _branches(model: Model) -> dict[str, list[torch.nn.Parameter]]:

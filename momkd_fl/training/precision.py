@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of features and products; sums over a bag, losses and weights are float32 whatever it is."""
 TOLERANCE = 0.05
 GAIN = 1.1
 

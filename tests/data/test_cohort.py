@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from momkd_fl.data.bags import read_bag
-from momkd_fl.data.cohort import merge
+from momkd_fl.data.cohort import merge, write_slide
 from momkd_fl.data.load import load_cohort
+from momkd_fl.data.store import morton_order
 from momkd_fl.errors import UserError
 
 
@@ -33,7 +36,7 @@ def test_a_patients_slides_are_one_bag_without_edges_between(two_slides):
     patient = cohort.patients[0]
     assert [path.stem for path in patient.slides] == ["alpha00-DX1", "alpha00-DX2"]
     bag = cohort.bag(patient)
-    raw = [read_bag(path).features for path in patient.slides]
+    raw = [(slide := read_bag(path)).features[morton_order(slide.coords)] for path in patient.slides]
     np.testing.assert_array_equal(bag.features, np.concatenate(raw))
     assert bag.neighbours.shape == (13, 5)
     assert bag.neighbours[:10].max() < 10
@@ -76,6 +79,33 @@ def test_bags_are_kept_up_to_the_cap(hospital):
     again = uncached.bag(uncached.patients[0])
     assert uncached.bag(uncached.patients[0]) is not again
     np.testing.assert_array_equal(uncached.bag(uncached.patients[0]).features, again.features)
+
+
+def test_the_number_of_patches_is_known_without_reading_them(two_slides):
+    cohort = _load(two_slides)
+    before = [cohort.patches(patient) for patient in cohort.patients]
+    assert cohort.cache.used_bytes == 0
+    assert before == [len(cohort.bag(patient).features) for patient in cohort.patients]
+    assert before == [cohort.patches(patient) for patient in cohort.patients]
+
+
+@pytest.mark.parametrize("standardise", ["none", "site", "slide"])
+def test_a_large_bag_is_held_once(tmp_path, hospital, write_trident, standardise):
+    site = hospital(cache_mb=0)
+    path = tmp_path / "alpha" / "features" / "alpha01-DX1.h5"
+    values = np.random.default_rng(0).standard_normal((100_000, 8)).astype(np.float32)
+    write_trident(path, features=values)
+    cohort = _load(site, standardise=standardise)
+    features, scaled = read_bag(path).features, np.empty_like(values)
+    tracemalloc.start()
+    write_slide(path, features, standardise, cohort.scaling.get("alpha"), features)
+    in_place = tracemalloc.get_traced_memory()[1]
+    write_slide(path, read_bag(path).features, standardise, cohort.scaling.get("alpha"), scaled)
+    tracemalloc.stop()
+    assert in_place < 0.2 * features.nbytes
+    np.testing.assert_array_equal(features, scaled)
+    bag = cohort.bag(cohort.patients[1])
+    np.testing.assert_allclose(np.sort(bag.features, axis=0), np.sort(scaled, axis=0), atol=1e-6)
 
 
 def test_damaged_slide_is_named_when_it_is_read(tmp_path, hospital, write_trident):

@@ -49,6 +49,19 @@ def test_a_constant_dimension_is_not_blown_up():
     assert scaling.sd[2] >= 1e-3 * scaling.sd[0]
 
 
+def test_tiles_give_what_the_whole_gives():
+    slide = np.random.default_rng(0).normal(3, 2, (9_000, 16)).astype(np.float32)
+    mean, variance = slide_moments(slide)
+    np.testing.assert_allclose(mean, slide.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    centred = slide - mean.astype(np.float32)
+    np.testing.assert_allclose(variance, np.square(centred).mean(axis=0, dtype=np.float64), rtol=1e-12)
+    scaling = fit_scaling([(mean, variance)])
+    whole = (slide - scaling.mean) / scaling.sd
+    np.testing.assert_array_equal(scaling.apply(slide), whole)
+    assert scaling.apply(slide, slide) is slide
+    np.testing.assert_array_equal(slide, whole)
+
+
 def test_the_input_is_left_alone():
     slide = _slides([10])[0]
     before = slide.copy()

@@ -32,6 +32,20 @@ def test_a_missing_label_is_no_class() -> None:
 def test_has_genes_says_who_has_them(make_pack: Callable[..., PackedBags]) -> None:
     batch = make_pack(genomic=(False, True, False, True))
     assert batch.has_genes.tolist() == [False, True, False, True]
+    assert batch.gene_rows.tolist() == [1, 3]
+
+
+def test_starts_bound_each_patients_rows(make_pack: Callable[..., PackedBags]) -> None:
+    batch = make_pack(sizes=(7, 2, 5), labels=(0, 1, 0), genomic=(False,) * 3)
+    assert batch.starts.tolist() == [0, 7, 9, 14]
+    for patient in range(3):
+        assert (batch.bag[batch.starts[patient] : batch.starts[patient + 1]] == patient).all()
+
+
+def test_a_bag_alone_is_not_copied() -> None:
+    features = np.zeros((4, 3), np.float32)
+    batch = pack([(features, np.zeros((4, 2), np.int32))], [0], [None], None)
+    assert batch.features.data_ptr() == features.ctypes.data
 
 
 @settings(max_examples=25, deadline=None)

@@ -16,7 +16,7 @@ from momkd_fl.model.baselines import build
 from momkd_fl.model.batch import NO_LABEL
 from momkd_fl.model.memory import Memory
 from momkd_fl.model.momkd import LossWeights, StudentShape, branch_of, weights
-from momkd_fl.training import loop
+from momkd_fl.training import loader
 from momkd_fl.training.loop import Model, Prediction, TrainSettings, embed, predict, train
 from momkd_fl.training.sampling import Packer
 
@@ -179,7 +179,7 @@ def test_scores_do_not_depend_on_how_patients_are_packed(
 ) -> None:
     packer, model = make_packer(make_cohort()), build(shape, 0)
     together = scored(model, memory, packer)
-    monkeypatch.setattr(loop, "SCORE_PATCHES", 1)
+    monkeypatch.setattr(loader, "SCORE_PATCHES", 1)
     packs = list(embed(model, memory, packer, packer.cohort.labelled("validation"), CPU))
     alone = scored(model, memory, packer)
     assert [len(chosen) for chosen, _, _ in packs] == [1] * len(alone.ids)
