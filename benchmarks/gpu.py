@@ -129,7 +129,7 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA device here, so nothing was measured; run it on a machine with one.", file=sys.stderr)
         return 2
-    patches, patients, repeats = (300, 4, 2) if args.quick else (PATCHES, PATIENTS, args.repeats)
+    patches, patients, repeats = (300, max(PER_STEP), 2) if args.quick else (PATCHES, PATIENTS, args.repeats)
     figures = []
     for dim in DIMS:
         site = generate(args.out, [patches] * patients, dim)
@@ -141,7 +141,7 @@ def main() -> int:
     ratios = [f"{value[f'gpu.momkd.{dim}.vs_plain']:.1f}" for dim in DIMS]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     print(
-        f"The MoMKD student on {where}, patients of {patches:,} patches a second: {', '.join(rates)} dimensions; "
+        f"The MoMKD student on {where}, patients ({patches:,} patches) a second: {', '.join(rates)} dimensions; "
         f"{' and '.join(ratios)} times the plain eager path.",
         file=sys.stderr,
     )
