@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +21,6 @@ from momkd_fl.training.sampling import Packer, balanced_batches
 HIDDEN, HEADS, MEMORY_DIM, SLOTS, DROPOUT = 512, 2, 64, 16, 0.5
 """The product's defaults, but for the slots, which are the release's script's."""
 CPU = torch.device("cpu")
-PREDICT_HAS_PRECISION = "precision" in signature(predict).parameters
-"""Where it has none, everything is scored in fp32."""
 
 
 class Student:
@@ -91,8 +87,7 @@ class Student:
 
     def score(self) -> Prediction:
         """One call of the product's scoring over all patients."""
-        chosen: dict[str, Any] = {"precision": self.precision} if PREDICT_HAS_PRECISION else {}
-        return predict(self.model, self.memory, self.packer, self.patients, self.device, **chosen)
+        return predict(self.model, self.memory, self.packer, self.patients, self.device, self.precision)
 
 
 def _seed_of_a_pass(patients: Sequence[Patient]) -> int:
