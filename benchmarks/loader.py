@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -19,36 +21,47 @@ from benchmarks.figures import Figure, print_figures, without_targets
 from benchmarks.interleaved import middle_at_most
 from benchmarks.students import Student
 from benchmarks.train import QUICK
-from momkd_fl.training.sampling import Packer
+from momkd_fl.model.batch import PackedBags
+from momkd_fl.training import loop
 
 WAITING_SHARE = 0.1
+Pack = tuple[PackedBags, int]
+"""What the loader gives for a step: the pack, and the seed of its dropout."""
 
 
 class Waiting:
-    """Counts the seconds that the loop waits for packs: all of ``Packer.pack``, which it calls between steps."""
+    """Stands between the training loop and its loader; counts packs, and the seconds that they were waited for."""
 
-    def __init__(self, packer: Packer) -> None:
-        self.seconds = 0.0
-        inner = packer.pack
+    def __init__(self) -> None:
+        self.seconds, self.packs = 0.0, 0
 
-        def timed(*given: object, **named: object) -> object:
-            started = time.perf_counter()
-            found = inner(*given, **named)  # type: ignore[arg-type]
-            self.seconds += time.perf_counter() - started
-            return found
+    def around(self, packs: Generator[Pack]) -> Generator[Pack]:
+        """The same packs."""
+        with closing(packs):
+            while True:
+                started = time.perf_counter()
+                pack = next(packs, None)
+                self.seconds += time.perf_counter() - started
+                if pack is None:
+                    return
+                self.packs += 1
+                yield pack
 
-        packer.pack = timed  # type: ignore[method-assign, assignment]
 
-
-def shares(student: Student, repeats: int) -> list[float]:
-    """Waiting by wall time of each epoch, after one to warm up."""
-    waiting = Waiting(student.packer)
-    found = []
-    for _ in range(repeats + 1):
-        waiting.seconds, started = 0.0, time.perf_counter()
-        student.pass_over_all()
-        found.append(waiting.seconds / (time.perf_counter() - started))
-    return found[1:]
+def share(student: Student) -> float:
+    """Waiting by wall time of one epoch; its start, when nothing has been read yet, is part of both."""
+    waiting = Waiting()
+    inner = loop.training_packs
+    loop.training_packs = lambda *given, **named: waiting.around(inner(*given, **named))
+    try:
+        started = time.perf_counter()
+        steps = student.pass_over_all().steps
+        wall = time.perf_counter() - started
+    finally:
+        loop.training_packs = inner
+    if waiting.packs != steps:
+        raise SystemExit("the training loop does not take its packs from training_packs: see benchmarks/loader.py")
+    return waiting.seconds / wall
 
 
 def measure(site: Site, repeats: int) -> list[Figure]:
@@ -56,7 +69,8 @@ def measure(site: Site, repeats: int) -> list[Figure]:
     figures = []
     for architecture, short in (("momkd", "momkd"), ("gated_attention", "gated")):
         for store, source in ((True, "store"), (False, "h5")):
-            values = shares(Student(architecture, site.cohort(store=store), "bf16"), repeats)
+            student = Student(architecture, site.cohort(store=store), "bf16")
+            values = [share(student) for _ in range(repeats + 1)][1:]
             held = store and architecture == "momkd"
             name = "loader.waiting_share" if held else f"loader.waiting_share.{short}.{source}"
             figures.append(middle_at_most(name, values, "of an epoch's wall time", WAITING_SHARE if held else None))
