@@ -11,6 +11,13 @@ NAMES = {
     "leave_one_site_out": "AUROC on sites that never trained, with comparators (long)",
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",
+    "train": "training against the released MoMKD, CLAM, torchmil and the matmul roof (needs benchmarks/peers.sh)",
+    "evaluate": "one pass of evaluation against CLAM and the released MoMKD (needs benchmarks/peers.sh)",
+    "growth": "slopes of CPU time against patches and patients",
+    "memory": "training and evaluation of one patient of 100,000 and of 400,000 patches",
+    "loader": "share of an epoch in which training waits for data",
+    "cold_start": "CPU-seconds of momkd-client --help",
+    "gpu": "patients a second on a GPU (status 2 where there is none)",
     "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
     "staleness": "what it costs that the memory is measured a round before it is used",
     "crc": "real colorectal features and labels, two sites, both ways",
@@ -18,7 +25,7 @@ NAMES = {
 
 
 def main() -> int:
-    """Entry point; exit status 1 if any figure misses its target, 2 for an unknown name."""
+    """Entry point; exit status 1 if any figure misses its target, 2 for an unknown name or what cannot run here."""
     asked = [argument for argument in sys.argv[1:2] if not argument.startswith("-")]
     if asked and asked[0] not in NAMES:
         print(f"There is no benchmark '{asked[0]}'. There are:", file=sys.stderr)

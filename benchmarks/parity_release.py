@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.figures import Figure, print_figures
+from benchmarks.peers import add_packages
 from momkd_fl.data.graph import neighbours as own_nearest
 from momkd_fl.model.batch import pack
 from momkd_fl.model.memory import Memory
@@ -359,6 +360,7 @@ def main() -> int:
     if not (args.release / "models" / "mkd.py").is_file():
         print(f"{args.release}: no released MoMKD here; bring it with 'bash benchmarks/peers.sh'", file=sys.stderr)
         return 1
+    add_packages(args.release.parent)
     sys.path.insert(0, str(args.release.resolve()))
     try:
         importlib.import_module("utils.Mkd_train_utils")

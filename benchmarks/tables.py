@@ -2,7 +2,8 @@
 
     python -m benchmarks demo > demo.jsonl; python -m benchmarks.tables demo.jsonl [...]
 
-``docs/results.md`` gets every figure, README.md the few between its ``figures`` marks.
+``docs/results.md`` gets every figure, README.md the few between its ``figures`` marks, docs/performance.md those of
+the performance suite between its ``suite`` marks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks import suite
 
 ROOT = Path(__file__).resolve().parent.parent
 READING = ("<!-- reading -->", "<!-- /reading -->")
@@ -27,10 +30,17 @@ SECTIONS = {
     ),
     "ingest": ("Ingesting", "The same command: one process, TRIDENT files of 10,000 x 1,536 float16."),
     "memory": (
-        "Memory of large cohorts",
-        "The same command: one epoch of gated attention straight from the store, no cache, 2,048 patches a step; peak "
-        "memory of the whole process. The slides are links to a few.",
+        "Memory",
+        "`train_rss_mb`: `make bench ONLY=reading`, one epoch of gated attention straight from the store, no cache, "
+        "2,048 patches a step; peak memory of the whole process; the slides are links to a few. The others: "
+        "`make bench ONLY=memory`, one patient of 100,000 or 400,000 patches in a process of its own.",
     ),
+    "train": ("Training against its peers", "`make bench ONLY=train`: see [performance](performance.md)."),
+    "evaluate": ("Evaluation against its peers", "`make bench ONLY=evaluate`: see [performance](performance.md)."),
+    "growth": ("Growth", "`make bench ONLY=growth`: log-log slopes of CPU-seconds."),
+    "loader": ("Waiting for data", "`make bench ONLY=loader`: share of an epoch's wall time, no cache."),
+    "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
+    "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),
     "semi-real": (
         "Semi-real TCGA-BRCA",
@@ -69,9 +79,9 @@ IN_README = (
 
 def table(figures: list[dict[str, Any]]) -> str:
     """Figures as a Markdown table."""
-    lines = ["| figure | value | 95% interval | target | holds |", "|---|---|---|---|---|"]
+    lines = ["| figure | value | 95% interval, or quartiles of the rounds | target | holds |", "|---|---|---|---|---|"]
     for one in figures:
-        interval = " to ".join(f"{end:g}" for end in one["interval"]) if "interval" in one else ""
+        interval = " to ".join(f"{end:g}" for end in one.get("interval") or one.get("spread") or ())
         holds = "" if one.get("holds") is None else "yes" if one["holds"] else "**no**"
         value = "not estimable" if one["value"] is None else f"{one['value']:g} {one['unit']}"
         lines.append(f"| {one['figure']} | {value} | {interval} | {one.get('target') or ''} | {holds} |")
@@ -101,6 +111,7 @@ def main() -> int:
     (ROOT / "docs" / "results.md").write_text("\n".join(parts), "utf-8")
     by_name = {one["figure"]: one for one in figures}
     chosen = [by_name[name] for name in IN_README if name in by_name]
+    suite.fill(ROOT / "docs" / "performance.md", by_name)
     readme = ROOT / "README.md"
     block = f"{MARKS[0]}\n{table(chosen)}\n\nAll figures: [docs/results.md](docs/results.md).\n{MARKS[1]}"
     pattern = re.escape(MARKS[0]) + r".*?" + re.escape(MARKS[1])
