@@ -62,7 +62,7 @@ def move_slots(
         present = (counts[modality][..., None] >= min_count) & (norm > 1e-12)
         direction += weight * np.where(present, sums[modality] / np.maximum(norm, 1e-12), 0.0)
         total += weight * present
-    moved = total[..., 0] > 0
+    moved = (total[..., 0] > 0) & (momentum < 1.0)  # a frozen slot is not even rounded
     mixed = momentum * slots + (1.0 - momentum) * direction / np.maximum(total, 1e-12)
     length = np.linalg.norm(mixed, axis=-1, keepdims=True)
     new = np.where(moved[..., None] & (length > 1e-6), mixed / np.maximum(length, 1e-6), slots).astype(np.float32)

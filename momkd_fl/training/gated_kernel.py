@@ -32,7 +32,7 @@ class _GatedPool(torch.autograd.Function):
         ctx: Any, x: Tensor, bag: Tensor, patients: int, dtype: torch.dtype, dropout: Dropout, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w1, b1, w2, b2 = (value.detach().to(dtype) for value in weights[:4])
-        along, bias = array(weights[4]).reshape(-1), np.float32(float(weights[5]))
+        along, bias = array(weights[4]).reshape(-1), array(weights[5])[0]
         kept: list[tuple[Tensor, Tensor]] = []
         scores, state = np.empty((len(x), 1), np.float32), OnlineSoftmax(patients, 1, len(w1))
         for rows in tiles(len(x)):

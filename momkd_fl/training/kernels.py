@@ -34,7 +34,7 @@ def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Mem
     All of it is fp32 whatever the products were taken in, for losses, softmax and memory are.
     """
     with autocast(precision, batch.features.device):
-        if batch.features.device.type != "cpu":
+        if not has_fast_path(batch.features.device):
             return _full_precision(model(batch, memory))
         if isinstance(model, GatedAttention):
             return _full_precision(model.decide(*gated_pool(model, batch, DTYPES[precision])))
@@ -44,6 +44,11 @@ def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Mem
         patches = model.project(features)
         attention = model.attend(patches, memory, batch)
         return _full_precision(model.decide(pool(attention, features, batch), attention, patches, batch))
+
+
+def has_fast_path(device: torch.device) -> bool:
+    """Whether there are kernels for a device; elsewhere the plain student computes, in torch's own operations."""
+    return device.type == "cpu"
 
 
 def pool(attention: Tensor, features: Tensor, batch: PackedBags) -> Tensor:

@@ -84,8 +84,8 @@ class Dropout:
         """A dropout of its own, seeded by torch's generator as torch's dropout is."""
         if not training or probability == 0.0:
             return cls(np.uint32(0), np.uint32(0), np.float32(1))
-        seed = np.uint32(int(torch.randint(2**32, (), dtype=torch.int64)))
-        return cls(seed, np.uint32(min(probability * 2**32, 2**32 - 1)), np.float32(1 / (1 - probability)))
+        seed = torch.randint(2**32, (1,), dtype=torch.int64).numpy()[0]
+        return cls(np.uint32(seed), np.uint32(min(probability * 2**32, 2**32 - 1)), np.float32(1 / (1 - probability)))
 
     def mask(self, rows: int, columns: int) -> Tensor:
         """What values (N, D) are multiplied with."""

@@ -75,7 +75,7 @@ def run(request: pytest.FixtureRequest, in_process: Any) -> Run:
         in_process(
             MEMBERS,
             rounds={"count": 5, "quorum": 2, "deadline_s": 5.0, "gather_s": 0.01},
-            strategy={"name": request.param},
+            strategy={"name": request.param, "server_learning_rate": 0.05},
             memory={"slots": 2, "init_iterations": 2, "anchor_iterations": 2, "momentum": 0.2},
             training={"learning_rate": 0.02, "local_epochs": 2, "patients_per_step": 8, "precision": "fp32"},
         )

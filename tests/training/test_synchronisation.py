@@ -15,6 +15,7 @@ from momkd_fl.data.cohort import Cohort
 from momkd_fl.model.baselines import build
 from momkd_fl.model.memory import Memory
 from momkd_fl.model.momkd import StudentShape
+from momkd_fl.training import kernels
 from momkd_fl.training.loop import TrainSettings, train
 from momkd_fl.training.sampling import Packer
 
@@ -43,6 +44,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("architecture", ["momkd", "gated_attention"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fast", [True, False])
 def test_the_number_of_waits_does_not_grow_with_the_steps(
     make_cohort: Callable[..., Cohort],
     make_packer: Callable[[Cohort], Packer],
@@ -51,7 +53,11 @@ def test_the_number_of_waits_does_not_grow_with_the_steps(
     memory: Memory,
     architecture: str,
     precision: str,
+    fast: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of the plain student too, which is what a GPU computes."""
+    monkeypatch.setattr(kernels, "has_fast_path", lambda device: fast)
     packer = make_packer(make_cohort())
     patients = packer.cohort.labelled("train")
     model = build(dataclasses.replace(shape, architecture=architecture), 0)
