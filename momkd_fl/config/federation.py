@@ -76,6 +76,11 @@ class Model(Strict):
     neighbours: int = Field(8, ge=1, le=32, description="Spatial neighbours k of each patch (release: 8).")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of graph layers and classifier (release: 0.5).")
 
+    @property
+    def graph_neighbours(self) -> int:
+        """Neighbours that the student looks at: none where it has no graph, and then none are searched for."""
+        return self.neighbours if self.architecture == "momkd" else 0
+
 
 class Memory(Strict):
     """The memory of class prototypes (METHOD sections 8 and 10)."""

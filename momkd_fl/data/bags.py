@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from momkd_fl.data.hdf5_bags import open_hdf5
 from momkd_fl.data.header import BAG_SUFFIXES, FORMATS, Bag, BagHeader, Format, OpenBag, Unit, all_zero, slide_id
+from momkd_fl.data.standardise import widen
 from momkd_fl.data.torch_bags import open_pt
 from momkd_fl.data.torchmil_bags import in_features_folder, open_npy
 from momkd_fl.errors import UserError
@@ -123,9 +124,11 @@ def read_bag(path: Path, format: Format | None = None) -> Bag:
         features = _as_float32(bag.features(), (header.patches, header.dim))
         coords = _as_float32(bag.coords(), (header.patches, 2))
     for what, array in (("features", features), ("coords", coords)):
-        finite = np.isfinite(array)
-        if not finite.all():
-            row = int(np.argmin(finite.all(axis=1)))
+        if not np.isfinite(array.sum()):  # quicker than looking at each; a sum may also be too large to be finite
+            found = np.flatnonzero(~np.isfinite(array).all(axis=1))
+            if not len(found):
+                continue
+            row = int(found[0])
             raise UserError(
                 "bag-nan",
                 f"{path}: '{what}' has a value that is not a number or infinite, first in patch {row} (from 0). "
@@ -142,5 +145,9 @@ def _open(path: Path, wanted: Format | None) -> AbstractContextManager[OpenBag]:
 
 
 def _as_float32(values: npt.NDArray[np.generic], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    if values.dtype == np.float16:
+        out = np.empty(shape, np.float32)
+        widen(values.reshape(shape).astype(np.float16, copy=False), out)
+        return out
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused as that
         return values.reshape(shape).astype(np.float32, copy=False)

@@ -16,7 +16,7 @@ from momkd_fl.data.cache import BagCache, PatientBag
 from momkd_fl.data.genomics import canonical_gene, panel_columns
 from momkd_fl.data.graph import neighbours
 from momkd_fl.data.splits import Split
-from momkd_fl.data.standardise import FeatureScaling, fit_scaling, row_tiles, slide_moments
+from momkd_fl.data.standardise import FeatureScaling, fit_scaling, slide_moments, widen
 from momkd_fl.data.store import Entry, Store, morton_order
 from momkd_fl.errors import UserError
 
@@ -153,15 +153,18 @@ class Cohort:
         return None
 
     def _slide(self, path: Path) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int32]]:
-        """Features (P, D), the caller's to write to, and neighbours (P, k + 1) of one slide, in spatial order.
+        """Features (P, D), the caller's to write to, and neighbours (P, k + 1) of one slide.
 
-        From a store that has it unchanged, as float16 or float32; else from its file, as float32.
+        From a store that has it unchanged, as float16 or float32; else from its file, as float32. In spatial order
+        where there is a graph: neighbours lie near one another in memory.
         """
         found = self._stored(path)
         if found is not None:
             stored = found[0].read(found[1])
             return stored.features, stored.neighbours[:, : self.neighbours + 1]
         bag = read_bag(path, self.format)
+        if self.neighbours == 0:
+            return bag.features, neighbours(bag.coords, 0)
         order = morton_order(bag.coords)
         return _in_order(bag.features, order), neighbours(bag.coords[order], self.neighbours)
 
@@ -220,21 +223,13 @@ def write_slide(
             "federation use training.standardise: site.",
         )
     if values.dtype == np.float16:
-        _widen(values, out)
+        widen(values, out)
     elif not np.may_share_memory(values, out):
         out[...] = values
     if mode == "slide":
         scaling = fit_scaling([slide_moments(out)])
     if scaling is not None:
         scaling.apply(out, out)
-
-
-def _widen(values: npt.NDArray[np.floating], out: npt.NDArray[np.float32]) -> None:
-    """float16 to float32 by torch, which takes a fifth of NumPy's time."""
-    import torch
-
-    for rows in row_tiles(values):
-        torch.from_numpy(out[rows]).copy_(torch.from_numpy(values[rows]))
 
 
 def _in_order(features: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -22,7 +22,7 @@ def neighbours(coords: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int32]
     coords : ndarray (P, 2)
         Of one slide, in any unit.
     k : int
-        Neighbours of a patch.
+        Neighbours of a patch; 0 for a student that looks at no graph.
 
     Returns
     -------
@@ -30,8 +30,8 @@ def neighbours(coords: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int32]
         Column 0 is the patch itself, columns 1 to k its neighbours, nearest first; -1 where the
         slide has fewer than k + 1 patches.
     """
-    if k < 1:
-        raise ValueError("k must be at least 1")
+    if k < 0:
+        raise ValueError("k must not be negative")
     index = np.full((len(coords), k + 1), -1, dtype=np.int32)
     index[:, 0] = np.arange(len(coords), dtype=np.int32)
     width = min(k, len(coords) - 1)

@@ -30,7 +30,7 @@ def cohort_loader(site: SiteConfig, say: Say) -> Callable[[FederationConfig], tu
             task=federation.task,
             classes=federation.classes,
             encoder=federation.encoder,
-            neighbours=federation.model.neighbours,
+            neighbours=federation.model.graph_neighbours,
             standardise=federation.training.standardise,
             validation_fraction=federation.training.validation_fraction,
             seed=federation.seed,

@@ -35,9 +35,11 @@ def test_ties_go_to_the_earlier_row():
     np.testing.assert_array_equal(index, neighbours(coords.copy(), 2))
 
 
-def test_no_neighbours_are_not_asked_for():
+def test_a_student_without_a_graph_hears_of_nothing_but_the_patch():
+    index = neighbours(np.zeros((10, 2), dtype=np.float32), 0)
+    assert index.tolist() == [[row] for row in range(10)]
     with pytest.raises(ValueError, match="k must"):
-        neighbours(np.zeros((10, 2), dtype=np.float32), 0)
+        neighbours(np.zeros((10, 2), dtype=np.float32), -1)
 
 
 _POINTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(2)), elements=st.integers(0, 6).map(float))
