@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -16,6 +17,7 @@ from momkd_fl.model.memory import Memory
 from momkd_fl.model.momkd import LossWeights, StudentShape
 from momkd_fl.training.loop import Prediction, TrainReport, TrainSettings, predict, train
 from momkd_fl.training.precision import Precision
+from momkd_fl.training.resident import device_cache
 from momkd_fl.training.sampling import Packer, balanced_batches
 
 HIDDEN, HEADS, MEMORY_DIM, SLOTS, DROPOUT = 512, 2, 64, 16, 0.5
@@ -51,9 +53,10 @@ class Student:
             architecture="momkd" if momkd else "gated_attention",
             memory_mode="momentum",
         )
-        self.cohort, self.asked = watched(cohort)
+        # as the product reads a cohort: without a graph where the student looks at none
+        self.cohort, self.asked = watched(cohort if momkd else replace(cohort, neighbours=0))
         scaling = (np.zeros(genes, np.float32), np.ones(genes, np.float32)) if genes else (None, None)
-        self.packer = Packer(self.cohort, *scaling)
+        self.packer = Packer(self.cohort, *scaling, resident=device_cache(device))
         self.model = build(self.shape, 0)
         self.memory = _memory(self.shape) if momkd else Memory()
         self.patients: Sequence[Patient] = self.cohort.patients
