@@ -45,7 +45,8 @@ RATIOS: dict[str, tuple[str, str, float | None]] = {
 }
 """Figure to (slower arm, faster arm, least ratio)."""
 ROOFS: dict[str, tuple[str, float | None]] = {
-    "roof_gated_fp32": ("gated fp32", 0.9),
+    "roof_gated_fp32": ("gated fp32 in_memory", 0.9),
+    "roof_gated_fp32.from_files": ("gated fp32", None),
     "roof_gated_bf16": ("gated bf16", 0.65),
     "roof_momkd_bf16": ("momkd bf16", 0.6),
     "roof_momkd_fp32": ("momkd fp32", None),
@@ -72,8 +73,9 @@ def students(site: Site) -> dict[str, Student]:
         found[f"gated {precision}"] = Student("gated_attention", site.cohort(store=False), precision)
     kept = site.cohort(store=True, genes=True, cache_mb=CACHE_MB)
     found["momkd bf16 in_memory"] = Student("momkd", kept, "bf16")
-    kept = site.cohort(store=False, cache_mb=CACHE_MB)
-    found["gated bf16 in_memory"] = Student("gated_attention", kept, "bf16")
+    for precision in ("fp32", "bf16"):
+        kept = site.cohort(store=False, cache_mb=CACHE_MB)
+        found[f"gated {precision} in_memory"] = Student("gated_attention", kept, precision)
     return found
 
 
