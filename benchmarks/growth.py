@@ -28,7 +28,7 @@ from momkd_fl.data.cohort import Cohort, Patient
 PATCHES = (1000, 2000, 4000, 8000, 16000, 32000)
 PATIENTS = (8, 16, 32, 64)
 EACH = 1000
-PASSES = 2.0
+PASSES = 4
 """Passes of one call over a single patient: a call of one step would mostly be measured for what it sets up."""
 TOLERANCE = 0.05
 
@@ -42,13 +42,15 @@ def measure(
     cohort: Cohort, groups: dict[int, Sequence[Patient]], axis: str, architecture: str, repeats: int
 ) -> list[Figure]:
     """Slopes of one student along one axis; ``groups`` has the patients of each size."""
-    passes = PASSES if axis == "patches" else 1.0
+    passes = PASSES if axis == "patches" else 1
     figures = []
     for work in ("train", "evaluate"):
         arms = []
         for size, patients in groups.items():
             student = Student(architecture, replace(cohort, patients=tuple(patients)), "bf16")
-            run = partial(student.epoch, epochs=passes) if work == "train" else student.score
+            run = partial(student.epoch, epochs=passes)
+            if work == "evaluate":
+                student.patients, run = [*patients] * passes, student.score
             arms.append(Arm(str(size), run))
         figures.append(_figure(f"growth.{work}.{architecture}.{axis}", list(groups), interleaved(arms, repeats)))
     return figures
