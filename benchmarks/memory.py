@@ -68,7 +68,7 @@ def main() -> int:
     """Entry point; exit status 1 if training needs more than its target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/memory"))
-    parser.add_argument("--cap-gb", type=float, default=16.0, help="what training 400,000 patches may take")
+    parser.add_argument("--cap-gb", type=float, default=8.0, help="what training 400,000 patches may take")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 1,000 and 4,000 patches")
     parser.add_argument("--measure", nargs=2, metavar=("WORK", "PATCHES"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -111,7 +111,12 @@ def stored(out: Path) -> list[Figure]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return buffer
 
-    ratio = round(seconds(lambda: store.read(entry)) / seconds(raw), 3)
+    def ours() -> None:
+        for _ in store.features(entry):
+            pass
+        store.graph(entry)
+
+    ratio = round(seconds(ours) / seconds(raw), 3)
     return [
         Figure("ingest.mb_per_s", round(done.source_bytes / 1e6 / ingest_s, 1), "MB/s of source"),
         Figure("reading.store_vs_readinto", ratio, "x", "<=1.3", ratio <= 1.3),

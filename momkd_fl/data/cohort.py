@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -105,26 +106,28 @@ class Cohort:
     def bag(self, patient: Patient) -> PatientBag:
         """All slides of a patient as one bag, from memory or from disk; patches of a slide in spatial order.
 
-        Besides the result, one slide at a time is held, and none where the patient's only slide is read as float32.
+        A slide from a store is read into the result tile by tile; one from a file is held beside it, unless it is the
+        patient's only one.
 
         Raises
         ------
         UserError
-            As :func:`momkd_fl.data.bags.read_bag`; ``bag-too-few`` (see :func:`write_slide`).
+            As :func:`momkd_fl.data.bags.read_bag`; ``bag-too-few`` (see :func:`standardise_slide`).
         """
         kept = self.cache.get(patient.key)
         if kept is not None:
             return kept
         slides = [self._slide(path) for path in patient.slides]
-        patches, first = sum(len(near) for _, near in slides), slides[0][0]
-        alone = len(slides) == 1 and first.dtype == np.float32
-        features = first if alone else np.empty((patches, first.shape[1]), np.float32)
+        only = slides[0].values if len(slides) == 1 else None
+        patches = sum(len(slide.neighbours) for slide in slides)
+        features = np.empty((patches, slides[0].dim), np.float32) if only is None else only
         index, start = np.empty((patches, self.neighbours + 1), np.int32), 0
-        del first
         for path in patient.slides:
-            values, near = slides.pop(0)  # memory of a slide is free as soon as it is written
-            rows = slice(start, start + len(near))
-            write_slide(path, values, self.standardise, self.scaling.get(patient.site), features[rows])
+            slide = slides.pop(0)  # memory of a slide is free as soon as it is written
+            rows = slice(start, start + len(slide.neighbours))
+            slide.write(features[rows])
+            standardise_slide(path, features[rows], self.standardise, self.scaling.get(patient.site))
+            near = slide.neighbours
             index[rows] = np.where(near >= 0, near + np.int32(start), np.int32(-1))  # no edge crosses slides
             start = rows.stop
         bag = PatientBag(features, index)
@@ -152,21 +155,22 @@ class Cohort:
                 return store, entry
         return None
 
-    def _slide(self, path: Path) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int32]]:
-        """Features (P, D), the caller's to write to, and neighbours (P, k + 1) of one slide.
+    def _slide(self, path: Path) -> _Slide:
+        """One slide, from a store that has it unchanged, else from its file.
 
-        From a store that has it unchanged, as float16 or float32; else from its file, as float32. In spatial order
-        where there is a graph: neighbours lie near one another in memory.
+        In spatial order where there is a graph: neighbours lie near one another in memory.
         """
         found = self._stored(path)
         if found is not None:
-            stored = found[0].read(found[1])
-            return stored.features, stored.neighbours[:, : self.neighbours + 1]
+            store, entry = found
+            near = store.graph(entry)[1][:, : self.neighbours + 1]
+            return _Slide(entry.dim, near, stored=partial(store.features, entry))
         bag = read_bag(path, self.format)
         if self.neighbours == 0:
-            return bag.features, neighbours(bag.coords, 0)
+            return _Slide(bag.header.dim, neighbours(bag.coords, 0), bag.features)
         order = morton_order(bag.coords)
-        return _in_order(bag.features, order), neighbours(bag.coords[order], self.neighbours)
+        near = neighbours(bag.coords[order], self.neighbours)
+        return _Slide(bag.header.dim, near, _in_order(bag.features, order))
 
     def with_panel(self, panel: Sequence[str], minimum: int) -> Cohort:
         """The same cohort with every gene vector on the agreed panel, in its order.
@@ -202,34 +206,44 @@ class Cohort:
         return replace(self, patients=patients, panel=agreed, genes_available=agreed)
 
 
-def write_slide(
-    path: Path,
-    values: npt.NDArray[np.floating],
-    mode: Standardise,
-    scaling: FeatureScaling | None,
-    out: npt.NDArray[np.float32],
+@dataclass(frozen=True)
+class _Slide:
+    """Neighbours (P, k + 1), and the features: float32 values (P, D) that may be written to, or a way to read them."""
+
+    dim: int
+    neighbours: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32] | None = None
+    stored: Callable[[], Iterator[tuple[slice, npt.NDArray[Any]]]] | None = None
+
+    def write(self, out: npt.NDArray[np.float32]) -> None:
+        """Features as float32 into ``out`` (P, D), which may be ``values``."""
+        if self.stored is not None:
+            for rows, tile in self.stored():
+                widen(tile, out[rows])
+        elif self.values is not None and not np.may_share_memory(self.values, out):
+            out[...] = self.values
+
+
+def standardise_slide(
+    path: Path, features: npt.NDArray[np.float32], mode: Standardise, scaling: FeatureScaling | None
 ) -> None:
-    """Write one slide's features (P, D) as the student takes them into ``out``, which may be ``values``.
+    """Standardise one slide's features (P, D) in place, as the student takes them.
 
     Raises
     ------
     UserError
         ``bag-too-few``: one patch cannot be standardised by its own slide; it would become zero.
     """
-    if mode == "slide" and len(values) < 2:
-        raise UserError(
-            "bag-too-few",
-            f"{path}: a slide of one patch cannot be standardised by itself. Remove the slide, or have the "
-            "federation use training.standardise: site.",
-        )
-    if values.dtype == np.float16:
-        widen(values, out)
-    elif not np.may_share_memory(values, out):
-        out[...] = values
     if mode == "slide":
-        scaling = fit_scaling([slide_moments(out)])
+        if len(features) < 2:
+            raise UserError(
+                "bag-too-few",
+                f"{path}: a slide of one patch cannot be standardised by itself. Remove the slide, or have the "
+                "federation use training.standardise: site.",
+            )
+        scaling = fit_scaling([slide_moments(features)])
     if scaling is not None:
-        scaling.apply(out, out)
+        scaling.apply(features, features)
 
 
 def _in_order(features: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

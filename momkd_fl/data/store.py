@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +30,8 @@ from momkd_fl.errors import UserError
 INDEX = "index.jsonl"
 VERSION = 1
 PAGE_BYTES = 4096
+TILE_BYTES = 1 << 20
+"""Features read at once: they are still in the second-level cache when they are widened."""
 _DTYPES = ("float16", "float32")
 
 
@@ -93,15 +98,6 @@ class Entry:
         )
 
 
-@dataclass(frozen=True)
-class StoredBag:
-    """One slide as stored: features (N, D), coordinates (N, 2) float32, neighbours (N, k + 1) int32."""
-
-    features: npt.NDArray[Any]
-    coords: npt.NDArray[np.float32]
-    neighbours: npt.NDArray[np.int32]
-
-
 class Store:
     """A store opened for reading.
 
@@ -126,10 +122,26 @@ class Store:
             whole = False
         return entry if whole else None
 
-    def read(self, entry: Entry) -> StoredBag:
-        """All of a slide but the moments, in one call; the pages are not kept in the system's cache."""
-        raw = self._read(entry, 0, entry.sections["moments"][0])
-        return StoredBag(*(_section(entry, raw, name) for name in ("features", "coords", "neighbours")))
+    def features(self, entry: Entry) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """Features as stored, tile after tile: rows and their values (n, D), valid until the next is asked for.
+
+        The pages are not kept in the system's cache.
+        """
+        row_bytes = entry.dim * np.dtype(entry.dtype).itemsize
+        rows = max(1, TILE_BYTES // row_bytes)
+        buffer = np.empty(rows * row_bytes, np.uint8)
+        with _opened(self.folder / entry.shard) as file:
+            for start in range(0, entry.patches, rows):
+                part = buffer[: min(rows, entry.patches - start) * row_bytes]
+                _fill(file, part, start * row_bytes)
+                yield slice(start, start + len(part) // row_bytes), part.view(entry.dtype).reshape(-1, entry.dim)
+            os.posix_fadvise(file.fileno(), 0, entry.patches * row_bytes, os.POSIX_FADV_DONTNEED)
+
+    def graph(self, entry: Entry) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Coordinates (P, 2) and neighbours (P, k + 1), in the order of the features."""
+        start, stop = entry.sections["coords"][0], entry.sections["moments"][0]
+        raw = self._read(entry, start, stop - start)
+        return _section(entry, raw, "coords", start), _section(entry, raw, "neighbours", start)
 
     def moments(self, entry: Entry) -> Moments:
         """Mean and variance (D,) of a slide's features."""
@@ -148,18 +160,10 @@ class Store:
         return hashlib.blake2b(self._read(entry, 0, entry.shard_bytes).data).hexdigest()
 
     def _read(self, entry: Entry, place: int, length: int) -> npt.NDArray[np.uint8]:
-        path = self.folder / entry.shard
         raw = np.empty(length, np.uint8)
-        try:
-            with path.open("rb", buffering=0) as file:
-                view, got = raw.data, 0
-                while got < length and (part := os.preadv(file.fileno(), [view[got:]], place + got)):
-                    got += part
-                os.posix_fadvise(file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
-        except OSError as reason:
-            raise _damaged(path, reason.strerror or "unreadable") from None
-        if got < length:
-            raise _damaged(path, "too short")
+        with _opened(self.folder / entry.shard) as file:
+            _fill(file, raw, place)
+            os.posix_fadvise(file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
         return raw
 
 
@@ -264,6 +268,23 @@ def morton_order(coords: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
             bits = (bits | (bits << np.uint64(shift))) & np.uint64(mask)
         code |= bits << np.uint64(axis)
     return np.argsort(code, kind="stable")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as reason:
+        raise _damaged(path, reason.strerror or "unreadable") from None
+
+
+def _fill(file: FileIO, out: npt.NDArray[np.uint8], place: int) -> None:
+    view, got = out.data, 0
+    while got < len(out) and (part := os.preadv(file.fileno(), [view[got:]], place + got)):
+        got += part
+    if got < len(out):
+        raise _damaged(Path(str(file.name)), "too short")
 
 
 def _section(entry: Entry, raw: npt.NDArray[np.uint8], name: str, start: int = 0) -> npt.NDArray[Any]:

@@ -35,7 +35,11 @@ def put(site: SiteConfig, folder: Path, **options):
     return ingest(find_bags(site.data.features), folder, k=4, format=None, progress=quiet, **options)
 
 
-def test_what_comes_back_is_what_went_in(hospital: Hospital, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tile_bytes", [1, 200, 1 << 20])
+def test_what_comes_back_is_what_went_in(
+    hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile_bytes: int
+) -> None:
+    monkeypatch.setattr("momkd_fl.data.store.TILE_BYTES", tile_bytes)
     site = hospital(patients=6)
     done = put(site, tmp_path / "store")
     assert (done.written, done.unchanged, done.problems) == (8, 0, [])
@@ -43,11 +47,12 @@ def test_what_comes_back_is_what_went_in(hospital: Hospital, tmp_path: Path) -> 
     for path in find_bags(site.data.features).values():
         bag, entry = read_bag(path), store.find(path)
         assert entry is not None
-        stored, order = store.read(entry), morton_order(bag.coords)
-        np.testing.assert_array_equal(stored.features.astype(np.float32), bag.features[order])
-        np.testing.assert_array_equal(stored.coords, bag.coords[order])
-        assert stored.features.dtype == np.float16
-        np.testing.assert_array_equal(stored.neighbours, neighbours(bag.coords[order], 4))
+        features = np.concatenate([values.copy() for _, values in store.features(entry)])
+        (coords, near), order = store.graph(entry), morton_order(bag.coords)
+        np.testing.assert_array_equal(features.astype(np.float32), bag.features[order])
+        np.testing.assert_array_equal(coords, bag.coords[order])
+        assert features.dtype == np.float16
+        np.testing.assert_array_equal(near, neighbours(bag.coords[order], 4))
         assert entry.header() == bag.header
         assert all(place % PAGE_BYTES == 0 for place, _, _ in entry.sections.values())
     assert verify(tmp_path / "store", quiet) == []
