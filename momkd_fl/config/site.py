@@ -198,5 +198,10 @@ class SiteConfig(Strict):
     tls: Tls | None = Field(None, description="Needed by momkd-client; 'momkd simulate' has no network.")
     data: Data
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    cuda_graphs: bool = Field(
+        False,
+        description="On a GPU, record steps whose shapes come again (training.max_patches makes them) and replay them. "
+        "Not yet run on a GPU.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads for computing; 0: as many as there are cores.")
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())

@@ -70,6 +70,7 @@ class Participant:
     state_dir : where the plan, the final model and predictions are kept
     device : where to compute
     say : shows a sentence on the site's own screen
+    capture : record steps as CUDA graphs
     """
 
     site: str
@@ -78,6 +79,7 @@ class Participant:
     state_dir: Path
     device: torch.device
     say: Callable[[str], None]
+    capture: bool = False
     over: bool = False
     mistake: UserError | None = None
     _plan: SitePlan | None = None
@@ -236,7 +238,7 @@ class Participant:
             self._plan, self._work = load_plan(self.state_dir, run), None
             self.say(f"Going on with run {run}.")
         if self._work is None:
-            self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device)
+            self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device, self.capture)
         return self._work
 
     def _keep_space(self, work: Work, space: dict[str, Any]) -> None:
@@ -249,7 +251,8 @@ class Participant:
 def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Participant:
     """The participant of a site's own configuration."""
     device = device_of(config)
-    return Participant(config.site, config.role, cohort_loader(config, say), config.state_dir, device, say)
+    capture = config.cuda_graphs and device.type == "cuda"
+    return Participant(config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture)
 
 
 def _site_seed(site: str) -> int:

@@ -38,11 +38,12 @@ class Work:
     device: torch.device
     precision: Precision | None = None
     resident: DeviceCache | None = None
+    capture: bool = False
     optimiser: dict[str, Any] | None = None
 
     @classmethod
-    def of_plan(cls, plan: SitePlan, cohort: Cohort, device: torch.device) -> Work:
-        """The work that a plan describes, over the site's cohort."""
+    def of_plan(cls, plan: SitePlan, cohort: Cohort, device: torch.device, capture: bool = False) -> Work:
+        """The work that a plan describes, over the site's cohort; ``capture``: with CUDA graphs."""
         config = plan.config
         if plan.panel:
             cohort = cohort.with_panel(plan.panel, config.genes.minimum)
@@ -51,7 +52,10 @@ class Work:
             cohort = dataclasses.replace(cohort, patients=without, genes_available=())
         shape = shape_of(config, plan.panel)
         model = build_student(shape, config.seed)
-        return cls(config, cohort, plan.space, shape, layout_of(shape), model, device, resident=device_cache(device))
+        return cls(
+            config, cohort, plan.space, shape, layout_of(shape), model, device, resident=device_cache(device),
+            capture=capture,
+        )  # fmt: skip
 
     @property
     def genomic(self) -> bool:
@@ -122,6 +126,7 @@ class Work:
             losses=losses,
             proximal_mu=proximal_mu,
             max_patches=asked.max_patches,
+            capture=self.capture,
         )
 
 

@@ -21,7 +21,8 @@ from momkd_fl.model.baselines import GatedAttention
 from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
-from momkd_fl.training.kernels import student_output
+from momkd_fl.training.capture import Recorded
+from momkd_fl.training.kernels import has_fast_path, student_output
 from momkd_fl.training.loader import scoring_packs, training_packs
 from momkd_fl.training.precision import DTYPES, Precision, Step
 from momkd_fl.training.sampling import Packer
@@ -31,7 +32,11 @@ Model = MoMKD | GatedAttention
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a round asks of a site. ``steps`` None: ``epochs`` passes over the training patients."""
+    """What a round asks of a site.
+
+    ``steps`` None: ``epochs`` passes over the training patients. ``capture``: steps whose shapes come again are
+    replayed as CUDA graphs.
+    """
 
     epochs: float
     steps: int | None
@@ -44,6 +49,7 @@ class TrainSettings:
     losses: LossWeights
     proximal_mu: float = 0.0
     max_patches: int | None = None
+    capture: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,31 @@ def train(
     device, memory = settings.device, memory.to(settings.device)
     model.to(device).train()
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
+        capturable=settings.capture,
     )
     if optimiser_state is not None:
         optimiser.load_state_dict(optimiser_state)
     branches = _branches(model)
     anchor = [parameter.detach().clone() for parameter in model.parameters()] if settings.proximal_mu else []
+
+    def step(batch: PackedBags) -> dict[str, Tensor]:
+        output = student_output(model, batch, memory, settings.precision)
+        terms = model.loss(output, batch, memory, settings.losses)
+        loss = torch.stack(list(terms.values())).sum()
+        if anchor:
+            loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        for parameters in branches.values():
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimiser.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    run = Recorded(step) if settings.capture else step
     steps = settings.steps or max(1, math.ceil(settings.epochs * len(patients) / settings.patients_per_step))
     totals: dict[str, Tensor] = {}
     packs = training_packs(
@@ -95,19 +120,9 @@ def train(
     with closing(packs):
         for batch, seed_of_step in packs:
             torch.manual_seed(seed_of_step)
-            output = student_output(model, batch, memory, settings.precision)
-            terms = model.loss(output, batch, memory, settings.losses)
-            loss = torch.stack(list(terms.values())).sum()
-            if anchor:
-                loss = loss + settings.proximal_mu / 2 * _squared_distance(model, anchor)
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            for parameters in branches.values():
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-            optimiser.step()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.detach()
-            del batch, output, terms, loss  # before the next pack is asked for: a large bag is not held twice
+            for name, value in run(batch).items():
+                totals[name] = totals.get(name, 0.0) + value
+            del batch  # before the next pack is asked for: a large bag is not held twice
     means = {name: float(value) / steps for name, value in totals.items()}
     if not all(math.isfinite(value) for value in means.values()):
         raise UserError(
@@ -148,7 +163,9 @@ def embed(
     """Outputs in inference mode, pack by pack, every patient once and in order; a pack lasts until the next."""
     memory = memory.to(device)
     model.to(device).eval()
-    with closing(scoring_packs(packer, patients, device, DTYPES[precision])) as packs:
+    # the fast path converts a tile at a time: a large bag is not held twice
+    dtype = torch.float32 if has_fast_path(device) else DTYPES[precision]
+    with closing(scoring_packs(packer, patients, device, dtype)) as packs:
         for chosen, batch in packs:
             yield chosen, batch, student_output(model, batch, memory, precision)
 
