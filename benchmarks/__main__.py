@@ -12,6 +12,7 @@ NAMES = {
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",
     "train": "training against the released MoMKD, CLAM, torchmil and the matmul roof (needs benchmarks/peers.sh)",
+    "breakdown": "what a training step's time goes into, by the profiler (needs benchmarks/peers.sh)",
     "evaluate": "one pass of evaluation against CLAM and the released MoMKD (needs benchmarks/peers.sh)",
     "growth": "slopes of CPU time against patches and patients",
     "memory": "training and evaluation of one patient of 100,000 and of 400,000 patches",

@@ -13,12 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.bags import SIX, Site, generate
 from benchmarks.figures import Figure, print_figures, without_targets
 from benchmarks.interleaved import Arm, interleaved, middle
 from benchmarks.peers import Clam, Released, Slides, add_packages
+from benchmarks.students import Student
 from benchmarks.train import QUICK, students
 
 RATIOS: dict[str, tuple[str, str, float | None]] = {
@@ -30,6 +32,8 @@ RATIOS: dict[str, tuple[str, str, float | None]] = {
     "vs_release.in_memory": ("release in_memory", "momkd bf16 in_memory", None),
 }
 """Figure to (slower arm, faster arm, least ratio)."""
+EPOCHS = 5.0
+"""Passes of training before bf16's scores are compared with fp32's."""
 
 
 def speed(folder: Path, site: Site, repeats: int) -> list[Figure]:
@@ -53,6 +57,19 @@ def speed(folder: Path, site: Site, repeats: int) -> list[Figure]:
     return figures
 
 
+def rounding(site: Site) -> list[Figure]:
+    """How far bf16 moves a probability of students that have learnt, at most over the patients."""
+    figures = []
+    for architecture in ("momkd", "gated_attention"):
+        student = Student(architecture, site.cohort(store=True, cache_mb=1024), "fp32")
+        student.epoch(epochs=EPOCHS)
+        exact = student.score().probabilities
+        student.precision = "bf16"
+        shift = float(np.abs(student.score().probabilities - exact).max())
+        figures.append(Figure(f"evaluate.bf16_shift.{architecture}", round(shift, 5), "of a probability, the largest"))
+    return figures
+
+
 def main() -> int:
     """Entry point; exit status 1 if a target is missed, 2 where there are no peers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,7 +80,8 @@ def main() -> int:
     args = parser.parse_args()
     add_packages(args.peers)
     torch.set_num_threads(1)
-    figures = speed(args.peers, generate(args.out, QUICK if args.quick else SIX), 2 if args.quick else args.repeats)
+    site = generate(args.out, QUICK if args.quick else SIX)
+    figures = speed(args.peers, site, 2 if args.quick else args.repeats) + rounding(site)
     value = {figure.figure: figure.value for figure in figures}
     print(
         f"One evaluation pass over six patients: gated attention took {value['evaluate.vs_clam']:.2f} times less CPU "

@@ -3,7 +3,7 @@
     python -m benchmarks demo > demo.jsonl; python -m benchmarks.tables demo.jsonl [...]
 
 ``docs/results.md`` gets every figure, README.md the few between its ``figures`` marks, docs/performance.md those of
-the performance suite between its ``suite`` marks.
+the performance suite and of the breakdown between its marks.
 """
 
 from __future__ import annotations
@@ -63,8 +63,14 @@ IN_README = (
     "round.empty_s.3_sites",
     "round.empty_s.10_sites",
     "round.bytes_ratio",
+    "train.vs_release",
+    "train.rss_vs_release",
+    "train.vs_clam",
+    "train.vs_torchmil",
+    "evaluate.vs_clam",
     "reading.trident_warm_vs_h5py",
     "memory.train_rss_mb.30gb",
+    "memory.train_100k_gb",
     "check.again_s",
     "semi-real.PR.loso.federated",
     "semi-real.PR.loso.pooled",

@@ -136,7 +136,7 @@ class Training(Strict):
     score_precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Precision of scores and of the memory's statistics, one for all sites, so that they compare. "
-        "bf16 takes about half the time where the processor has it and moves a probability by up to 0.01.",
+        "bf16 takes little more than half the time where the processor has it (make bench ONLY=evaluate).",
     )
     standardise: Literal["none", "site", "slide"] = Field(
         "site", description="Features are standardised by the site's or slide's own unlabelled patches."
