@@ -23,8 +23,8 @@ from momkd_fl.training.ahead import DEPTH, Ahead
 from momkd_fl.training.resident import Buffers, DeviceCache, ResidentBag, Upload, fill
 from momkd_fl.training.sampling import Packer, balanced_batches, sample_rows
 
-SCORE_PATCHES = 16384
-"""Patches scored in one pack; a larger single bag is a pack of its own."""
+SCORE_PATCHES = {"cpu": 4096, "cuda": 65536}
+"""Patches scored in one pack, by kind of device; a larger bag is a pack of its own, which costs no copy on a CPU."""
 AHEAD_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 """Memory that packs may hold together while one is in use, by kind of device."""
 
@@ -75,12 +75,14 @@ def scoring_packs(
 ) -> Generator[tuple[Sequence[Patient], PackedBags]]:
     """Every patient once and in order, whole bags, as many as ``SCORE_PATCHES`` allows in one pack.
 
+    On a CPU a bag that is alone in its pack is float32 whatever ``dtype`` is: nothing of its size is made beside it.
+
     Parameters and errors as :func:`training_packs`.
     """
 
     def prepare(line: Ahead[tuple[Sequence[Patient], PackedBags]]) -> None:
-        lay_out = _layer(packer, device, dtype, line.limit_bytes)
-        for chosen in _groups(lay_out.size, patients):
+        lay_out = _layer(packer, device, dtype, line.limit_bytes, alone_as_read=True)
+        for chosen in _groups(lay_out.size, patients, SCORE_PATCHES.get(device.type, SCORE_PATCHES["cuda"])):
             laid = lay_out(line, chosen, None, None)
             line.put((chosen, laid.batch), laid.nbytes, laid.taken, laid.let_go)
             del laid
@@ -88,12 +90,12 @@ def scoring_packs(
     return Ahead[tuple[Sequence[Patient], PackedBags]](_limit(device, ahead_bytes)).run(prepare)
 
 
-def _groups(size: Callable[[Patient], int], patients: Sequence[Patient]) -> Iterator[list[Patient]]:
+def _groups(size: Callable[[Patient], int], patients: Sequence[Patient], most: int) -> Iterator[list[Patient]]:
     group: list[Patient] = []
     patches = 0
     for patient in patients:
         its = size(patient)
-        if group and patches + its > SCORE_PATCHES:
+        if group and patches + its > most:
             yield group
             group, patches = [], 0
         group.append(patient)
@@ -106,9 +108,12 @@ def _limit(device: torch.device, ahead_bytes: int | None) -> int:
     return AHEAD_BYTES.get(device.type, AHEAD_BYTES["cuda"]) if ahead_bytes is None else ahead_bytes
 
 
-def _layer(packer: Packer, device: torch.device, dtype: torch.dtype, limit_bytes: int) -> _Layer:
-    on_host = device.type == "cpu" and packer.resident is None
-    return _HostLayer(packer, dtype, limit_bytes) if on_host else _DeviceLayer(packer, device, dtype, limit_bytes)
+def _layer(
+    packer: Packer, device: torch.device, dtype: torch.dtype, limit_bytes: int, *, alone_as_read: bool = False
+) -> _Layer:
+    if device.type == "cpu" and packer.resident is None:
+        return _HostLayer(packer, dtype, limit_bytes, alone_as_read or dtype == torch.float32)
+    return _DeviceLayer(packer, device, dtype, limit_bytes)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,9 @@ class _Layer(ABC):
 
 
 class _HostLayer(_Layer):
-    def __init__(self, packer: Packer, dtype: torch.dtype, limit_bytes: int) -> None:
+    def __init__(self, packer: Packer, dtype: torch.dtype, limit_bytes: int, alone_as_read: bool) -> None:
         super().__init__(packer, dtype)
+        self.alone_as_read = alone_as_read
         self.buffers = Buffers(limit_bytes // DEPTH, pinned=False)
 
     def __call__(
@@ -160,7 +166,7 @@ class _HostLayer(_Layer):
         for patient in patients:
             line.check()
             bags.append(self.packer.bag(patient, rng, max_patches))
-        if len(bags) == 1 and self.dtype == torch.float32:
+        if len(bags) == 1 and self.alone_as_read:
             batch = pack(bags, *self.packer.targets(patients))
             return _Laid(batch, _bytes(batch), _nothing, _nothing)
         arrays, near = zip(*bags, strict=True)

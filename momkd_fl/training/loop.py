@@ -22,7 +22,7 @@ from momkd_fl.model.batch import NO_LABEL, PackedBags
 from momkd_fl.model.memory import Memory, effective_patches
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, branch_of
 from momkd_fl.training.capture import Recorded
-from momkd_fl.training.kernels import has_fast_path, student_output
+from momkd_fl.training.kernels import student_output
 from momkd_fl.training.loader import scoring_packs, training_packs
 from momkd_fl.training.precision import DTYPES, Precision, Step
 from momkd_fl.training.sampling import Packer
@@ -163,9 +163,7 @@ def embed(
     """Outputs in inference mode, pack by pack, every patient once and in order; a pack lasts until the next."""
     memory = memory.to(device)
     model.to(device).eval()
-    # the fast path converts a tile at a time: a large bag is not held twice
-    dtype = torch.float32 if has_fast_path(device) else DTYPES[precision]
-    with closing(scoring_packs(packer, patients, device, dtype)) as packs:
+    with closing(scoring_packs(packer, patients, device, DTYPES[precision])) as packs:
         for chosen, batch in packs:
             yield chosen, batch, student_output(model, batch, memory, precision)
 

@@ -69,7 +69,7 @@ def test_scoring_packs_are_whole_bags_in_order(
 ) -> None:
     packer = make_packer(make_cohort())
     patients = packer.cohort.labelled("train")
-    monkeypatch.setattr(loader, "SCORE_PATCHES", 100)
+    monkeypatch.setattr(loader, "SCORE_PATCHES", {"cpu": 100})
     found = []
     for chosen, batch in scoring_packs(packer, patients, CPU, torch.float32):
         assert_same(batch, packer.pack(chosen))
@@ -101,6 +101,19 @@ def test_a_bag_alone_in_float32_is_handed_out_as_it_is(make_cohort: MakeCohort, 
     cached = {packer.cohort.bag(patient).features.ctypes.data for patient in patients}
     packs = training_packs(packer, patients, 6, 1, np.random.default_rng(0), None, CPU, torch.float32)
     assert {batch.features.data_ptr() for batch, _ in packs} <= cached
+
+
+def test_a_bag_alone_is_scored_as_it_was_read_and_trained_in_the_step_s_precision(
+    make_cohort: MakeCohort, make_packer: MakePacker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packer = make_packer(make_cohort())
+    patients = packer.cohort.labelled("train")[:3]
+    monkeypatch.setattr(loader, "SCORE_PATCHES", {"cpu": 1})
+    for (patient,), batch in scoring_packs(packer, patients, CPU, torch.bfloat16):
+        assert batch.features.data_ptr() == packer.cohort.bag(patient).features.ctypes.data
+    rng = np.random.default_rng(0)
+    for batch, _ in training_packs(packer, patients, 3, 1, rng, None, CPU, torch.bfloat16):
+        assert batch.features.dtype == torch.bfloat16
 
 
 def test_features_lie_in_three_buffers_at_most(make_cohort: MakeCohort, make_packer: MakePacker) -> None:
