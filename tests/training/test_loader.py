@@ -69,7 +69,7 @@ def test_scoring_packs_are_whole_bags_in_order(
 ) -> None:
     packer = make_packer(make_cohort())
     patients = packer.cohort.labelled("train")
-    monkeypatch.setattr(loader, "SCORE_PATCHES", {"cpu": 100})
+    monkeypatch.setitem(loader.SCORE_PATCHES, "cpu", 100)
     found = []
     for chosen, batch in scoring_packs(packer, patients, CPU, torch.float32):
         assert_same(batch, packer.pack(chosen))
@@ -108,7 +108,7 @@ def test_a_bag_alone_is_scored_as_it_was_read_and_trained_in_the_step_s_precisio
 ) -> None:
     packer = make_packer(make_cohort())
     patients = packer.cohort.labelled("train")[:3]
-    monkeypatch.setattr(loader, "SCORE_PATCHES", {"cpu": 1})
+    monkeypatch.setitem(loader.SCORE_PATCHES, "cpu", 1)
     for (patient,), batch in scoring_packs(packer, patients, CPU, torch.bfloat16):
         assert batch.features.data_ptr() == packer.cohort.bag(patient).features.ctypes.data
     rng = np.random.default_rng(0)

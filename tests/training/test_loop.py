@@ -179,7 +179,7 @@ def test_scores_do_not_depend_on_how_patients_are_packed(
 ) -> None:
     packer, model = make_packer(make_cohort()), build(shape, 0)
     together = scored(model, memory, packer)
-    monkeypatch.setattr(loader, "SCORE_PATCHES", {"cpu": 1})
+    monkeypatch.setitem(loader.SCORE_PATCHES, "cpu", 1)
     packs = list(embed(model, memory, packer, packer.cohort.labelled("validation"), CPU))
     alone = scored(model, memory, packer)
     assert [len(chosen) for chosen, _, _ in packs] == [1] * len(alone.ids)
