@@ -19,6 +19,7 @@ def gated_pool(model: GatedAttention, batch: PackedBags, dtype: torch.dtype) -> 
     linear, _, dropout = cast(tuple[nn.Linear, nn.ReLU, nn.Dropout], tuple(model.embedding))
     pooled, attention = _GatedPool.apply(  # type: ignore[no-untyped-call]
         batch.features, batch.bag, batch.patients, dtype, Dropout.draw(dropout.p, model.training),
+        torch.is_grad_enabled(),
         linear.weight, linear.bias, model.gates.weight, model.gates.bias, model.score.weight, model.score.bias,
     )  # fmt: skip
     return pooled, attention
@@ -29,8 +30,9 @@ class _GatedPool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bag: Tensor, patients: int, dtype: torch.dtype, dropout: Dropout, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x: Tensor, bag: Tensor, patients: int, dtype: torch.dtype, dropout: Dropout, keep: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         w1, b1, w2, b2 = (value.detach().to(dtype) for value in weights[:4])
         along, bias = array(weights[4]).reshape(-1), array(weights[5])[0]
         kept: list[tuple[Tensor, Tensor]] = []
@@ -42,7 +44,7 @@ class _GatedPool(torch.autograd.Function):
             gates = torch.addmm(b2, hidden, w2.T)
             by_rows(len(hidden), compiled.gate_scores, array(gates), along, bias, scores[rows, 0])
             state.add(array(hidden), scores[rows], array(bag[rows]))
-            if any(ctx.needs_input_grad):
+            if keep:
                 kept.append((hidden, gates))
         attention, pooled = state.close(scores, array(bag))
         ctx.save_for_backward(x, bag, *weights)
@@ -77,7 +79,7 @@ class _GatedPool(torch.autograd.Function):
         small = (d_b1, d_gates[1:].ravel(), d_gates[:1])
         bias1, bias2, score = (torch.from_numpy(value.astype(np.float32)) for value in small)
         # a softmax does not see what is added to all of its scores: the score's bias has no gradient
-        return None, None, None, None, None, d_w1, bias1, d_w2, bias2, score, torch.zeros_like(weights[5])
+        return None, None, None, None, None, None, d_w1, bias1, d_w2, bias2, score, torch.zeros_like(weights[5])
 
 
 def _softmax_backward(kept: list[tuple[Tensor, Tensor]], attention: Array, grad_pooled: Array, bag: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -220,6 +221,32 @@ def test_a_number_that_is_none_is_never_hidden(architecture: str, precision: str
         else:
             student.embedding[0].bias.fill_(torch.nan)
     assert torch.isnan(student_output(student, batch, memory, precision).logits).any()
+
+
+def test_scoring_keeps_no_tile_and_training_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, batch, memory = case("gated_attention", sizes=(5000, 1, 1, 1))
+    monkeypatch.setattr(rows, "TILE_ROWS", 256)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    product = torch.addmm
+
+    def watched(*given: Tensor) -> Tensor:
+        result = product(*given)
+        made.append(weakref.ref(result))
+        alive.append(sum(one() is not None for one in made))
+        return result
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    most = []
+    for learning in (False, True):
+        made.clear()
+        alive.clear()
+        with torch.set_grad_enabled(learning):
+            student_output(student, batch, memory, "fp32")
+        assert len(made) == 2 * 20
+        most.append(max(alive))
+    assert most[0] <= 4
+    assert most[1] == 40
 
 
 def test_no_gradient_crosses_patients() -> None:
