@@ -64,21 +64,16 @@ def encode_tile(
     Memory is that of the rows and of two rings around them, which in spatial order is little.
     """
     first, second, residual = _parameters(encoder)
-    wanted = neighbours[rows]
-    ring1 = np.unique(wanted[wanted >= 0])
-    around = neighbours[ring1]
-    ring2 = np.unique(around[around >= 0])
-    x = features[torch.from_numpy(ring2)]
-    place1, place2 = np.searchsorted(ring2, ring1), np.searchsorted(ring1, np.arange(rows.start, rows.stop))
+    own = np.arange(rows.start, rows.stop)
+    ring1, heard2, place2 = _around(own, neighbours)
+    ring2, heard1, place1 = _around(ring1, neighbours)
     none = Dropout.draw(0.0, False)
-    inside = torch.from_numpy(place1)
-    y1, h1 = _products(x, dtype, first.products(), residual)
-    h1 = h1[inside]
-    _mix(y1, y1[inside], torch.from_numpy(_within(around, ring2)), first, True, none, h1, h1)
-    inside = torch.from_numpy(place2)
+    y1, h1 = _products(features, dtype, first.products(), residual, chosen=torch.from_numpy(ring2))
+    h1 = h1[place1]
+    _mix(y1, y1[place1], heard1, first, True, none, h1, h1)
     (y2,) = _products(h1, dtype, second.products())
-    out = h1[inside]
-    _mix(y2, y2[inside], torch.from_numpy(_within(wanted, ring1)), second, False, none, out, out)
+    out = h1[place2]
+    _mix(y2, y2[place2], heard2, second, False, none, out, out)
     return out
 
 
@@ -131,12 +126,15 @@ def _split(weights: tuple[Tensor, ...] | list[Tensor]) -> tuple[_Layer, _Layer, 
     return _Layer(*plain[:8]), _Layer(*plain[8:16]), (plain[16], plain[17])
 
 
-def _products(x: Tensor, dtype: torch.dtype, *maps: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Linear maps of the same rows, tile by tile; each tile is cast once."""
+def _products(
+    x: Tensor, dtype: torch.dtype, *maps: tuple[Tensor, Tensor], chosen: Tensor | None = None
+) -> list[Tensor]:
+    """Linear maps of the same rows, all or those ``chosen``, tile by tile; each tile is cast once."""
     cast = [(weight.to(dtype).T, bias.to(dtype)) for weight, bias in maps]
-    out = [torch.empty(len(x), len(bias), dtype=dtype) for _, bias in cast]
-    for rows in tiles(len(x)):
-        tile = x[rows].to(dtype)
+    count = len(x) if chosen is None else len(chosen)
+    out = [torch.empty(count, len(bias), dtype=dtype) for _, bias in cast]
+    for rows in tiles(count):
+        tile = (x[rows] if chosen is None else x[chosen[rows]]).to(dtype)
         for (weight, bias), whole in zip(cast, out, strict=True):
             torch.addmm(bias, tile, weight, out=whole[rows])
     return out
@@ -196,6 +194,13 @@ def _mix_backward(
     return grad_y, own, base_bias
 
 
-def _within(index: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places in ``rows``, ascending, of the rows that ``index`` names; -1 stays."""
-    return np.where(index >= 0, np.searchsorted(rows, index), -1)
+def _around(rows: NDArray[np.int64], neighbours: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+    """Whom rows hear, ascending; their neighbours, and they themselves, as places in that."""
+    index = neighbours[rows]
+    place = np.zeros(len(neighbours) + 1, np.int64)  # the last entry answers for -1
+    place[index.ravel()] = 1
+    place[-1] = 0
+    ring = np.flatnonzero(place)
+    place[ring] = np.arange(len(ring))
+    place[-1] = -1
+    return ring, torch.from_numpy(place[index]), torch.from_numpy(place[rows])

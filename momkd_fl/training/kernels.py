@@ -24,7 +24,7 @@ from momkd_fl.training.gated_kernel import gated_pool
 from momkd_fl.training.precision import DTYPES, Precision, autocast
 from momkd_fl.training.rows import OnlineSoftmax, array, by_rows, by_rows_summed
 
-SCORE_ROWS = 16384
+SCORE_ROWS = 8192
 """Patches of a larger pack are encoded by tiles of so many where nothing is learnt: memory is that of a tile."""
 
 
