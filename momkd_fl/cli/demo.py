@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +26,11 @@ SETTINGS: dict[str, Any] = {
     "genes": {"panel": "pam50"},
 }
 ROUNDS = 15
+COMPILE = (
+    "from momkd_fl.training.kernels import compile_kernels; "
+    f"compile_kernels('momkd', {SETTINGS['training']['precision']!r})"
+)
+"""Run once beside the writing of data: nine processes that start together on a new machine would each compile."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,15 @@ def run_demo(
     """Set up, run and compare; returns the page's path, or None when it was stopped (the same command goes on)."""
     started = time.monotonic()
     layout = Layout(out)
+    compiling = subprocess.Popen([sys.executable, "-c", COMPILE], stderr=subprocess.DEVNULL)
     asked = {"rounds": rounds or ROUNDS, "patients": patients, "seed": seed}
-    sites = _prepare(layout, asked, fresh)
+    try:
+        sites = _prepare(layout, asked, fresh)
+        if compiling.poll() is None:
+            _say("Compiling the fast paths for this processor (the first time only).")
+        compiling.wait()  # where it fails, the sites compile for themselves
+    finally:
+        compiling.kill()
     if stop.is_set():
         return None
     prepared = time.monotonic()

@@ -8,16 +8,16 @@ nothing but a tile.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from momkd_fl.model.baselines import GatedAttention
-from momkd_fl.model.batch import PackedBags
+from momkd_fl.model.baselines import GatedAttention, build
+from momkd_fl.model.batch import PackedBags, pack
 from momkd_fl.model.memory import Memory
-from momkd_fl.model.momkd import MoMKD, Output
+from momkd_fl.model.momkd import LossWeights, MoMKD, Output, StudentShape
 from momkd_fl.training import compiled
 from momkd_fl.training.encoder_kernel import encode, encode_tile
 from momkd_fl.training.gated_kernel import gated_pool
@@ -44,6 +44,19 @@ def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Mem
         patches = model.project(features)
         attention = model.attend(patches, memory, batch)
         return _full_precision(model.decide(pool(attention, features, batch), attention, patches, batch))
+
+
+def compile_kernels(architecture: Literal["momkd", "gated_attention"], precision: Precision) -> None:
+    """Compile what a student's step needs, into the cache on disk where there is a place for one.
+
+    A step does so by itself; processes that start together on a new machine would each do it.
+    """
+    shape = StudentShape(8, 8, 1, 4, 1, 2, 1, None, None, 0.5, architecture=architecture, memory_mode="momentum")
+    student = build(shape, 0)
+    memory = Memory(slots=torch.ones(2, 1, 4)) if architecture == "momkd" else Memory()
+    batch = pack([(np.ones((2, 8), np.float32), np.array([[0, 1], [1, 0]], np.int32))], [0], [None], None)
+    output = student_output(student, batch, memory, precision)
+    torch.autograd.backward(student.loss(output, batch, memory, LossWeights())["classification"])
 
 
 def has_fast_path(device: torch.device) -> bool:

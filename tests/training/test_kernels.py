@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 
@@ -247,6 +249,23 @@ def test_scoring_keeps_no_tile_and_training_keeps_them_all(monkeypatch: pytest.M
         most.append(max(alive))
     assert most[0] <= 4
     assert most[1] == 40
+
+
+@pytest.mark.parametrize("architecture", ["momkd", "gated_attention"])
+def test_what_is_compiled_beforehand_is_all_that_a_step_needs(architecture: str) -> None:
+    """In a process of its own: every kernel of a step has been compiled for its types when the step begins."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests/training')\n"
+        "from momkd_fl.training import compiled, kernels\n"
+        f"kernels.compile_kernels({architecture!r}, 'bf16')\n"
+        "before = {n: len(f.signatures) for n, f in vars(compiled).items() if hasattr(f, 'signatures')}\n"
+        "import test_kernels as t\n"
+        f"student, batch, memory = t.case({architecture!r})\n"
+        "t.gradients(student, kernels.student_output(student, batch, memory, 'bf16'), batch, memory)\n"
+        "after = {n: len(f.signatures) for n, f in vars(compiled).items() if hasattr(f, 'signatures')}\n"
+        "assert sum(before.values()) > 3 and before == after, (before, after)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_gradient_crosses_patients() -> None:
