@@ -168,7 +168,7 @@ class MoMKD(Student):
         """Contextual features (N, D) as unit patch embeddings (N, S)."""
         return F.normalize(self.patch_projection(features).to(self.tau.dtype), dim=-1)
 
-    def decide(self, pooled: Tensor, attention: Tensor, patches: Tensor, batch: PackedBags) -> Output:
+    def decide(self, pooled: Tensor, attention: Tensor, patches: Tensor | None, batch: PackedBags) -> Output:
         """The output of bags pooled under each attention, (B, A, D)."""
         scores = self.classifier(pooled)
         mean = pooled.mean(dim=1)

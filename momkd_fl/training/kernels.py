@@ -28,10 +28,13 @@ SCORE_ROWS = 8192
 """Patches of a larger pack are encoded by tiles of so many where nothing is learnt: memory is that of a tile."""
 
 
-def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Memory, precision: Precision) -> Output:
+def student_output(
+    model: MoMKD | GatedAttention, batch: PackedBags, memory: Memory, precision: Precision, *, patches: bool = True
+) -> Output:
     """What ``model(batch, memory)`` gives: by the fast path on a CPU, by the plain one elsewhere.
 
-    All of it is fp32 whatever the products were taken in, for losses, softmax and memory are.
+    ``patches`` False: a large pack that is only scored may leave its patches' embeddings out. All is fp32 whatever
+    the products were taken in, for losses, softmax and memory are.
     """
     with autocast(precision, batch.features.device):
         if not has_fast_path(batch.features.device):
@@ -39,11 +42,11 @@ def student_output(model: MoMKD | GatedAttention, batch: PackedBags, memory: Mem
         if isinstance(model, GatedAttention):
             return _full_precision(model.decide(*gated_pool(model, batch, DTYPES[precision])))
         if not torch.is_grad_enabled() and len(batch.features) > SCORE_ROWS:
-            return _full_precision(_scored_by_tiles(model, batch, memory, DTYPES[precision]))
+            return _full_precision(_scored_by_tiles(model, batch, memory, DTYPES[precision], patches))
         features = encode(model.encoder, batch.features, batch.neighbours, DTYPES[precision])
-        patches = model.project(features)
-        attention = model.attend(patches, memory, batch)
-        return _full_precision(model.decide(pool(attention, features, batch), attention, patches, batch))
+        embedded = model.project(features)
+        attention = model.attend(embedded, memory, batch)
+        return _full_precision(model.decide(pool(attention, features, batch), attention, embedded, batch))
 
 
 def compile_kernels(architecture: Literal["momkd", "gated_attention"], precision: Precision) -> None:
@@ -88,21 +91,24 @@ class _Pool(torch.autograd.Function):
         return to_attention, to_features, None, None
 
 
-def _scored_by_tiles(model: MoMKD, batch: PackedBags, memory: Memory, dtype: torch.dtype) -> Output:
-    """The student without its training, by an online softmax over tiles; kept are S + A numbers of each patch."""
-    neighbours, bag, rows = array(batch.neighbours), array(batch.bag), len(batch.bag)
-    patches, scores, state = [], [], None
-    for start in range(0, rows, SCORE_ROWS):
-        tile = slice(start, min(start + SCORE_ROWS, rows))
+def _scored_by_tiles(model: MoMKD, batch: PackedBags, memory: Memory, dtype: torch.dtype, keep_patches: bool) -> Output:
+    """The student without its training, by an online softmax over tiles; kept of each patch are its scores, and its
+    embedding where asked."""
+    neighbours, bag, count = array(batch.neighbours), array(batch.bag), len(batch.bag)
+    attentions = 1 if model.shape.classes == 2 else model.shape.classes
+    scores = np.empty((count, attentions), np.float32)
+    patches = torch.empty(count, model.shape.memory_dim) if keep_patches else None
+    state = OnlineSoftmax(batch.patients, attentions, model.shape.hidden)
+    for start in range(0, count, SCORE_ROWS):
+        tile = slice(start, min(start + SCORE_ROWS, count))
         features = encode_tile(model.encoder, batch.features, neighbours, tile, dtype)
-        patches.append(model.project(features))
-        scores.append(array(model.contrast(patches[-1], memory)))
-        state = state or OnlineSoftmax(batch.patients, scores[-1].shape[1], features.shape[1])
-        state.add(array(features), scores[-1], bag[tile])
-    if state is None:
-        raise ValueError("an empty pack cannot be scored")
-    attention, pooled = state.close(np.concatenate(scores), bag)
-    return model.decide(torch.from_numpy(pooled), torch.from_numpy(attention), torch.cat(patches), batch)
+        embedded = model.project(features)
+        scores[tile] = array(model.contrast(embedded, memory))
+        state.add(array(features), scores[tile], bag[tile])
+        if patches is not None:
+            patches[tile] = embedded
+    attention, pooled = state.close(scores, bag)
+    return model.decide(torch.from_numpy(pooled), torch.from_numpy(attention), patches, batch)
 
 
 def _full_precision(output: Output) -> Output:

@@ -159,13 +159,18 @@ def embed(
     patients: Sequence[Patient],
     device: torch.device,
     precision: Precision = "fp32",
+    *,
+    patches: bool = True,
 ) -> Iterator[tuple[Sequence[Patient], PackedBags, Output]]:
-    """Outputs in inference mode, pack by pack, every patient once and in order; a pack lasts until the next."""
+    """Outputs in inference mode, pack by pack, every patient once and in order; a pack lasts until the next.
+
+    ``patches`` False: large packs leave their patches' embeddings out.
+    """
     memory = memory.to(device)
     model.to(device).eval()
     with closing(scoring_packs(packer, patients, device, DTYPES[precision])) as packs:
         for chosen, batch in packs:
-            yield chosen, batch, student_output(model, batch, memory, precision)
+            yield chosen, batch, student_output(model, batch, memory, precision, patches=patches)
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ def predict(
 ) -> Prediction:
     """Score patients, labelled or not, without dropout."""
     labels, logits, effective = [], [], 0.0
-    for _, batch, output in embed(model, memory, packer, patients, device, precision):
+    for _, batch, output in embed(model, memory, packer, patients, device, precision, patches=False):
         labels.append(batch.labels.cpu())
         logits.append(output.logits.double().cpu())
         effective += batch.patients * float(effective_patches(output.attention, batch.bag, batch.patients))

@@ -192,6 +192,9 @@ def test_scoring_by_tiles_is_scoring_the_whole_bag(
         whole = student_output(student, batch, memory, precision)
         monkeypatch.setattr(kernels, "SCORE_ROWS", 90)
         tiled = student_output(student, batch, memory, precision)
+        scored = student_output(student, batch, memory, precision, patches=False)
+    assert scored.patches is None
+    assert torch.equal(scored.logits, tiled.logits)
     for name, value in vars(whole).items():
         if value is not None:
             tolerance = 1e-5 if precision == "fp32" else 1e-2
