@@ -45,11 +45,11 @@ RATIOS: dict[str, tuple[str, str, float | None]] = {
 }
 """Figure to (slower arm, faster arm, least ratio)."""
 ROOFS: dict[str, tuple[str, float | None]] = {
-    "roof_gated_fp32": ("gated fp32 in_memory", 0.9),
-    "roof_gated_fp32.from_files": ("gated fp32", None),
+    "roof_gated_fp32": ("gated fp32", 0.9),
     "roof_gated_bf16": ("gated bf16", 0.65),
     "roof_momkd_bf16": ("momkd bf16", 0.6),
     "roof_momkd_fp32": ("momkd fp32", None),
+    "roof_gated_fp32.in_memory": ("gated fp32 in_memory", None),
     "roof_gated_bf16.in_memory": ("gated bf16 in_memory", None),
     "roof_momkd_bf16.in_memory": ("momkd bf16 in_memory", None),
 }

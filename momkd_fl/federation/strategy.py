@@ -108,7 +108,7 @@ class MemoryFedAvg(FedAvg):
             update = self._accept(site, reply, server_round)
             self.on_reply(site, self.contributions.states[site])
             for branch, difference in update.items():
-                totals[branch] += self.site_weights[site] * difference
+                totals[branch] += np.float64(self.site_weights[site]) * difference  # not rounded before it is summed
                 shares[branch] += self.site_weights[site]
         if len(self.contributions.trained) < self.quorum:
             return None, None

@@ -189,7 +189,7 @@ def test_only_the_ratio_of_public_weights_counts(scale: float) -> None:
     found = Round(make(site_weights=public)).end()
     scaled = Round(make(site_weights={site: scale * value for site, value in public.items()})).end()
     for branch in SIZES:
-        np.testing.assert_allclose(scaled[branch], found[branch], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(scaled[branch], found[branch], rtol=1e-6)
 
 
 def test_genomic_branch_is_the_mean_of_the_genomic_sites() -> None:
