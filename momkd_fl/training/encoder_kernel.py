@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,25 +56,64 @@ def encode(encoder: HistologyEncoder, features: Tensor, neighbours: Tensor, dtyp
     return encoded
 
 
+Room = Callable[[str, int, int, torch.dtype], Tensor]
+"""Gives an uninitialised array (rows, columns) to a name."""
+
+
+def _fresh(name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory of its own, whatever the name."""
+    return torch.empty(rows, columns, dtype=dtype)
+
+
+class Scratch:
+    """Arrays that are used again for every tile: tiles and their rings have ever other sizes, and an allocator keeps
+    the pieces of those that it was given back."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def array(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised (rows, columns) in the place of that name; a place holds a power of two of rows.
+
+        What no tile has written to takes no memory, so that a place is hardly ever made anew.
+        """
+        held = self._held.get(name)
+        if held is None or len(held) < rows * columns:
+            held = self._held[name] = torch.empty((1 << (rows - 1).bit_length()) * columns, dtype=dtype)
+        return held[: rows * columns].view(rows, columns)
+
+    def rows(self, name: str, source: Tensor, index: Tensor) -> Tensor:
+        """The rows of ``source`` (N, C) at ``index`` (n,)."""
+        return torch.index_select(source, 0, index, out=self.array(name, len(index), source.shape[1], source.dtype))
+
+
 @torch.no_grad()
 def encode_tile(
-    encoder: HistologyEncoder, features: Tensor, neighbours: NDArray[np.int64], rows: slice, dtype: torch.dtype
+    encoder: HistologyEncoder,
+    features: Tensor,
+    neighbours: NDArray[np.int64],
+    rows: slice,
+    dtype: torch.dtype,
+    scratch: Scratch,
 ) -> Tensor:
     """:func:`encode` for some rows alone, without dropout: reads those rows, their neighbours, and these's.
 
-    Memory is that of the rows and of two rings around them, which in spatial order is little.
+    Memory is that of the rows and of two rings around them, which in spatial order is little; what is returned lies in
+    ``scratch`` and lasts until the next tile.
     """
     first, second, residual = _parameters(encoder)
     own = np.arange(rows.start, rows.stop)
     ring1, heard2, place2 = _around(own, neighbours)
     ring2, heard1, place1 = _around(ring1, neighbours)
     none = Dropout.draw(0.0, False)
-    y1, h1 = _products(features, dtype, first.products(), residual, chosen=torch.from_numpy(ring2))
-    h1 = h1[place1]
-    _mix(y1, y1[place1], heard1, first, True, none, h1, h1)
-    (y2,) = _products(h1, dtype, second.products())
-    out = h1[place2]
-    _mix(y2, y2[place2], heard2, second, False, none, out, out)
+    y1, all_h1 = _products(
+        features, dtype, first.products(), residual, chosen=torch.from_numpy(ring2), room=scratch.array
+    )
+    h1 = scratch.rows("h1", all_h1, place1)
+    _mix(y1, scratch.rows("targets1", y1, place1), heard1, first, True, none, h1, h1, scratch.array)
+    (y2,) = _products(h1, dtype, second.products(), room=scratch.array)
+    out = scratch.rows("out", h1, place2)
+    _mix(y2, scratch.rows("targets2", y2, place2), heard2, second, False, none, out, out, scratch.array)
     return out
 
 
@@ -127,17 +167,26 @@ def _split(weights: tuple[Tensor, ...] | list[Tensor]) -> tuple[_Layer, _Layer, 
 
 
 def _products(
-    x: Tensor, dtype: torch.dtype, *maps: tuple[Tensor, Tensor], chosen: Tensor | None = None
+    x: Tensor,
+    dtype: torch.dtype,
+    *maps: tuple[Tensor, Tensor],
+    chosen: Tensor | None = None,
+    room: Room = _fresh,
 ) -> list[Tensor]:
     """Linear maps of the same rows, all or those ``chosen``, tile by tile; each tile is cast once."""
     cast = [(weight.to(dtype).T, bias.to(dtype)) for weight, bias in maps]
     count = len(x) if chosen is None else len(chosen)
-    out = [torch.empty(count, len(bias), dtype=dtype) for _, bias in cast]
+    out = [room(f"product {x.shape[1]} {place}", count, len(bias), dtype) for place, (_, bias) in enumerate(cast)]
     for rows in tiles(count):
-        tile = (x[rows] if chosen is None else x[chosen[rows]]).to(dtype)
+        tile = x[rows].to(dtype) if chosen is None else _cast(x, chosen[rows], dtype, room)
         for (weight, bias), whole in zip(cast, out, strict=True):
             torch.addmm(bias, tile, weight, out=whole[rows])
     return out
+
+
+def _cast(x: Tensor, chosen: Tensor, dtype: torch.dtype, room: Room) -> Tensor:
+    rows = torch.index_select(x, 0, chosen, out=room("rows", len(chosen), x.shape[1], x.dtype))
+    return rows if x.dtype == dtype else room("cast", *rows.shape, dtype).copy_(rows)
 
 
 def _products_backward(grad: Tensor, x: Tensor) -> Tensor:
@@ -157,11 +206,12 @@ def _mix(
     dropout: Dropout,
     base: Tensor,
     out: Tensor,
+    room: Room = _fresh,
 ) -> _Kept:
     """The mixing pass: left halves of ``sources`` (M, 2 D) are heard by right halves of ``targets`` (n, 2 D)."""
-    kept = _Kept(
-        np.empty((len(out), len(layer.attention), index.shape[1]), np.float32), np.empty((len(out), 2), np.float32)
-    )
+    shape = (len(out), len(layer.attention), index.shape[1])
+    weights = room("weights", len(out), shape[1] * shape[2], torch.float32).numpy().reshape(shape)
+    kept = _Kept(weights, room("stats", len(out), 2, torch.float32).numpy())
     by_rows(
         len(out), compiled.mix, array(sources), array(targets), *layer.mixing(index, elu, dropout),
         array(base), array(out), kept.weights, kept.stats,

@@ -19,7 +19,7 @@ from momkd_fl.model.batch import PackedBags, pack
 from momkd_fl.model.memory import Memory
 from momkd_fl.model.momkd import LossWeights, MoMKD, Output, StudentShape
 from momkd_fl.training import compiled
-from momkd_fl.training.encoder_kernel import encode, encode_tile
+from momkd_fl.training.encoder_kernel import Scratch, encode, encode_tile
 from momkd_fl.training.gated_kernel import gated_pool
 from momkd_fl.training.precision import DTYPES, Precision, autocast
 from momkd_fl.training.rows import OnlineSoftmax, array, by_rows, by_rows_summed
@@ -98,10 +98,11 @@ def _scored_by_tiles(model: MoMKD, batch: PackedBags, memory: Memory, dtype: tor
     attentions = 1 if model.shape.classes == 2 else model.shape.classes
     scores = np.empty((count, attentions), np.float32)
     patches = torch.empty(count, model.shape.memory_dim) if keep_patches else None
+    scratch = Scratch()
     state = OnlineSoftmax(batch.patients, attentions, model.shape.hidden)
     for start in range(0, count, SCORE_ROWS):
         tile = slice(start, min(start + SCORE_ROWS, count))
-        features = encode_tile(model.encoder, batch.features, neighbours, tile, dtype)
+        features = encode_tile(model.encoder, batch.features, neighbours, tile, dtype, scratch)
         embedded = model.project(features)
         scores[tile] = array(model.contrast(embedded, memory))
         state.add(array(features), scores[tile], bag[tile])
