@@ -186,7 +186,7 @@ def _products(
 
 def _cast(x: Tensor, chosen: Tensor, dtype: torch.dtype, room: Room) -> Tensor:
     rows = torch.index_select(x, 0, chosen, out=room("rows", len(chosen), x.shape[1], x.dtype))
-    return rows if x.dtype == dtype else room("cast", *rows.shape, dtype).copy_(rows)
+    return rows if x.dtype == dtype else room("cast", len(rows), rows.shape[1], dtype).copy_(rows)
 
 
 def _products_backward(grad: Tensor, x: Tensor) -> Tensor:
