@@ -93,6 +93,15 @@ class Memory(Strict):
     genomics: bool = Field(
         True, description="False: the control whose memory never sees genomics (no genomic statistics or losses)."
     )
+    source: Literal["genomics", "random", "labels"] = Field(
+        "genomics",
+        description="What the anchors are made of; two are for comparison. 'random': anchors and slots are orthogonal "
+        "directions that nothing moves; 'labels': a patient's target is its class, whatever its genome.",
+    )
+    decoupled: bool = Field(
+        True,
+        description="False, in mode 'gradient' only: attention and commitment reach the slots too.",
+    )
     slots: int = Field(4, ge=1, le=64, description="Slots K per class.")
     momentum: Share = Field(0.9, description="Share of the old slot kept at each update.")
     genomic_weight: Share = Field(0.5, description="Weight of the genomic direction; histology has the rest.")
@@ -116,6 +125,17 @@ class Losses(Strict):
     align_genomics: float = Field(0.05, ge=0, description="Alignment of the genome with its class's slots.")
     reconstruction: float = Field(0.05, ge=0, description="Reconstruction of the gene panel.")
     margin: float = Field(0.3, ge=0, description="Margin m of the alignment losses.")
+    batch: float = Field(
+        0.0, ge=0, description="Batch-local distillation, for comparison: a slide is drawn to its own patient's genome."
+    )
+    batch_distance: Literal["cosine", "mse"] = Field(
+        "cosine",
+        description="'cosine' in the projected space, to the genomic branch; 'mse' in the fixed genomic space.",
+    )
+    logits: float = Field(
+        0.0, ge=0, description="Distillation of a local teacher's logits, out of fold, that knows genomics alone."
+    )
+    logits_temperature: float = Field(2.0, gt=0, description="Temperature of both sides of that distillation.")
 
 
 class Training(Strict):
@@ -125,6 +145,9 @@ class Training(Strict):
     local_steps: int | None = Field(None, ge=1, description="Steps in one round; replaces local_epochs.")
     patients_per_step: int = Field(1, ge=1, description="Patients packed into one step (release: 1).")
     learning_rate: float = Field(2e-4, gt=0, description="AdamW's learning rate.")
+    learning_rate_end: Share = Field(
+        1.0, description="The last round's learning rate as a share of the first's, by half a cosine; 1: constant."
+    )
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay.")
     clip_norm: float = Field(5.0, gt=0, description="Largest gradient norm, per branch.")
     update_norm_max: float | None = Field(
@@ -231,6 +254,8 @@ class FederationConfig(Strict):
             raise ValueError(f"rounds.quorum is {self.rounds.quorum}, but only {len(training)} members train")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(f"class_names lists {len(self.class_names)} classes, but classes is {self.classes}")
+        if not self.memory.decoupled and self.memory.mode != "gradient":
+            raise ValueError("memory.decoupled: false counts only with memory.mode: gradient, whose slots are trained")
         if self.model.hidden_dim % self.model.heads:
             raise ValueError("model.hidden_dim must be a multiple of model.heads")
         stray = sorted(set(self.strategy.site_weights) - set(training))

@@ -91,9 +91,11 @@ def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> 
         state = state.after(space=genomic_space(start, genes))
         start.tell(start.trainers, {"space": state.space})
         if memory.mode == "anchors":
-            anchors = place_anchors(start, state.space["axes"].shape[0])
+            dim = state.space["axes"].shape[0]
+            found = memory.source == "genomics"
+            anchors = place_anchors(start, dim) if found else first_anchors(start.config, dim)
             state = state.after(memory={**state.memory, "anchors": anchors})
-    if "slots" in state.memory and memory.mode != "gradient":
+    if "slots" in state.memory and memory.mode != "gradient" and memory.source != "random":
         say(f"Placing {memory.slots} slots per class by federated spherical k-means.")
         state = state.after(memory={**state.memory, "slots": place_slots(start, state)})
     return state
@@ -119,10 +121,15 @@ def genomic_space(start: Start, genes: int) -> dict[str, NDArray[np.float32]]:
     return {**sent, "axes": axes.astype(np.float32), "sd": sd.astype(np.float32)}
 
 
+def first_anchors(config: FederationConfig, dim: int) -> NDArray[np.float32]:
+    """Orthogonal anchors (C, K, A), before anything of a genome is in them."""
+    return spread_directions(config.classes, config.memory.slots, dim, config.seed)
+
+
 def place_anchors(start: Start, dim: int) -> NDArray[np.float32]:
     """Genomic anchors (C, K, A): balanced spherical k-means within each class, over sums."""
     config = start.config
-    anchors = spread_directions(config.classes, config.memory.slots, dim, config.seed)
+    anchors = first_anchors(config, dim)
     shapes = {"sums.genomics": anchors.shape, "counts.genomics": anchors.shape[:2]}
     for iteration in range(config.memory.anchor_iterations):
         total = start.sums("anchors", iteration, start.genomic, {"memory": {"anchors": anchors}}, shapes)

@@ -109,6 +109,7 @@ class Train(Body):
     """Train from the weights and memory that travel with it."""
 
     proximal_mu: float = Field(description="FedProx's proximal term; 0: none.")
+    learning_rate_share: float = Field(ge=0, le=1, description="This round's share of training.learning_rate.")
 
 
 class TrainReply(Body):

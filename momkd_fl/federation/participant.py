@@ -177,7 +177,7 @@ class Participant:
         )
         validated = _timed(seconds, "evaluate", lambda: work.score(memory, "validation"))
         sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
-        report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body.proximal_mu))
+        report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body))
         reply = TrainReply(
             seconds=seconds,
             losses=report.losses,

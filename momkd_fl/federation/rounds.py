@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -78,7 +79,8 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
     before, started = course.traffic(), time.monotonic()
     strategy.memory = state.memory
     strategy.participants = {course.grid.node_of(site): site for site in sorted(participants)}
-    outgoing = strategy.configure_train(number, as_record(state.weights), ConfigRecord(), course.grid)
+    asked = ConfigRecord({"learning-rate-share": learning_rate_share(number, rounds.count, course.config)})
+    outgoing = strategy.configure_train(number, as_record(state.weights), asked, course.grid)
     absent = _trainers(course.config) - participants
     for site in participants:
         course.watch.site(site, "working")
@@ -154,6 +156,12 @@ def exhausted(state: ServerState, patience: int | None) -> bool:
     return patience is not None and state.best is not None and state.round - 1 - state.best.round >= patience
 
 
+def learning_rate_share(number: int, count: int, config: FederationConfig) -> float:
+    """Round ``number``'s share of the learning rate, of ``count``: from 1 to ``learning_rate_end`` by half a cosine."""
+    end = config.training.learning_rate_end
+    return end + (1.0 - end) * (1.0 + math.cos(math.pi * (number - 1) / max(count - 1, 1))) / 2
+
+
 def better(best: Best | None, now: Best) -> Best:
     """The one whose validation patients are ranked better (AUROC of the summed histogram); of equals, the lower loss.
 
@@ -185,7 +193,7 @@ def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> 
     if "slots" not in state.memory or not sums:
         return state.memory, Movement(0.0, 0.0, 0.0, 0.0)
     memory = config.memory
-    frozen = memory.mode in ("frozen", "gradient")
+    frozen = memory.mode in ("frozen", "gradient") or memory.source == "random"
     slots, movement = move_slots(
         state.memory["slots"],
         sums,

@@ -90,7 +90,10 @@ class MemoryFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """One ``train`` message per participating node, all with the same weights and memory."""
         self._weights = {branch: array.numpy() for branch, array in arrays.items()}
-        body = Train(proximal_mu=float(config.get("proximal-mu", 0.0)))
+        body = Train(
+            proximal_mu=float(config.get("proximal-mu", 0.0)),
+            learning_rate_share=float(config.get("learning-rate-share", 1.0)),
+        )
         content: Arrays = {"weights": self._weights, "memory": self.memory}
         self.contributions = Contributions(states=dict.fromkeys(self.participants.values(), "missing"))
         return messages.ask_each(TRAIN, body, self.participants, run=self.run, round=server_round, arrays=content)

@@ -70,6 +70,7 @@ def shape_of(config: FederationConfig, panel: tuple[str, ...]) -> StudentShape:
         dropout=config.model.dropout,
         architecture=config.model.architecture,
         memory_mode=config.memory.mode,
+        decoupled=config.memory.decoupled,
     )
 
 

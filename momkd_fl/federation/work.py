@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.data.cohort import Cohort, Patient
 from momkd_fl.data.splits import Split
-from momkd_fl.federation.messages import Arrays, expect_shapes
+from momkd_fl.federation.messages import Arrays, Train, expect_shapes
 from momkd_fl.federation.plan import SitePlan
 from momkd_fl.federation.site_statistics import memory_statistics
 from momkd_fl.federation.student import Layout, build_student, get_weights, layout_of, set_weights, shape_of
@@ -23,6 +25,7 @@ from momkd_fl.training.loop import Model, Prediction, TrainReport, TrainSettings
 from momkd_fl.training.precision import Precision, choose_precision
 from momkd_fl.training.resident import DeviceCache, device_cache
 from momkd_fl.training.sampling import Packer
+from momkd_fl.training.teacher import out_of_fold_logits
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Work:
     resident: DeviceCache | None = None
     capture: bool = False
     optimiser: dict[str, Any] | None = None
+    teacher: dict[Hashable, NDArray[np.float32]] | None = field(default=None, repr=False)
 
     @classmethod
     def of_plan(cls, plan: SitePlan, cohort: Cohort, device: torch.device, capture: bool = False) -> Work:
@@ -78,6 +82,8 @@ class Work:
         """Sums over the training patients for the memory."""
         patients, how = self.cohort.labelled("train"), self.config.memory.assignment
         precision = self.config.training.score_precision
+        if self.config.memory.source == "labels":  # no patient's slot may follow from its genome
+            memory = dataclasses.replace(memory, anchors=None)
         return memory_statistics(
             self.model, memory, self.packer, patients, self.device, how, genomics=self.genomic, precision=precision
         )
@@ -87,11 +93,13 @@ class Work:
         patients, precision = self.cohort.labelled(split), self.config.training.score_precision
         return predict(self.model, memory, self.packer, patients, self.device, precision)
 
-    def train(self, memory: Memory, seed: int, proximal_mu: float) -> TrainReport:
+    def train(self, memory: Memory, seed: int, asked: Train) -> TrainReport:
         """One round of training from the weights received."""
         patients = self.cohort.labelled("train")
-        settings = self._settings(memory, patients, proximal_mu)
-        report = train(self.model, memory, self.packer, patients, settings, seed, self.optimiser)
+        settings = self._settings(memory, patients, asked)
+        packer = self.packer
+        packer.teacher = self._teacher(packer, patients)
+        report = train(self.model, memory, packer, patients, settings, seed, self.optimiser)
         self.optimiser = report.optimiser
         return report
 
@@ -106,7 +114,21 @@ class Work:
             update = {branch: part * np.float32(min(1.0, limit / max(norm, 1e-12))) for branch, part in update.items()}
         return update
 
-    def _settings(self, memory: Memory, patients: list[Patient], proximal_mu: float) -> TrainSettings:
+    def _teacher(self, packer: Packer, patients: list[Patient]) -> dict[Hashable, NDArray[np.float32]] | None:
+        """Out-of-fold logits of the patients with genomics, made once a run; None where no loss asks for them."""
+        space = Memory.from_arrays({}, self.space).space
+        if not self.config.losses.logits or space is None or not self.genomic:
+            return None
+        if self.teacher is None:
+            found = [(patient, packer.genes(patient)) for patient in patients]
+            known = [(patient, z) for patient, z in found if z is not None]
+            coordinates = space.coordinates(torch.from_numpy(np.stack([z for _, z in known])))
+            labels = torch.tensor([patient.label for patient, _ in known])
+            logits = out_of_fold_logits(coordinates, labels, self.config.classes, self.config.seed)
+            self.teacher = dict(zip((patient.key for patient, _ in known), logits, strict=True))
+        return self.teacher
+
+    def _settings(self, memory: Memory, patients: list[Patient], body: Train) -> TrainSettings:
         """The federation's settings, with the precision that a trial on the first patients chose once."""
         asked = self.config.training
         losses = _loss_weights(self.config)
@@ -118,13 +140,13 @@ class Work:
             epochs=asked.local_epochs,
             steps=asked.local_steps,
             patients_per_step=asked.patients_per_step,
-            learning_rate=asked.learning_rate,
+            learning_rate=asked.learning_rate * body.learning_rate_share,
             weight_decay=asked.weight_decay,
             clip_norm=asked.clip_norm,
             precision=self.precision,
             device=self.device,
             losses=losses,
-            proximal_mu=proximal_mu,
+            proximal_mu=body.proximal_mu,
             max_patches=asked.max_patches,
             capture=self.capture,
         )
@@ -141,4 +163,9 @@ def _loss_weights(config: FederationConfig) -> LossWeights:
         match=memory.match_weight,
         margin=losses.margin,
         match_temperature=memory.match_temperature,
+        match_labels=memory.source == "labels",
+        batch=losses.batch,
+        batch_distance=losses.batch_distance,
+        logits=losses.logits,
+        logits_temperature=losses.logits_temperature,
     )

@@ -30,6 +30,7 @@ class PackedBags:
     genes : (B, G) float32 z-scores, or None where the student has no panel
     has_genes : (B,) bool; rows of ``genes`` without it are never read
     gene_rows : (M,) int64, the patients with genes, found on the host so that no step waits for a device
+    teacher : (B, C) float32 logits of a teacher that knows genomics, or None; read for patients with genes alone
     """
 
     features: Tensor
@@ -41,6 +42,7 @@ class PackedBags:
     genes: Tensor | None
     has_genes: Tensor
     gene_rows: Tensor
+    teacher: Tensor | None = None
 
     @property
     def patients(self) -> int:
@@ -61,6 +63,7 @@ def pack(
     labels: Sequence[int | None],
     genes: Sequence[NDArray[np.float32] | None],
     panel_size: int | None,
+    teacher: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> PackedBags:
     """Lay bags end to end; a bag alone is not copied.
 
@@ -70,10 +73,11 @@ def pack(
     labels : class of each patient, None where it is unknown
     genes : z-scored panel (G,) of each patient, None where it has none
     panel_size : G, or None where the student has no panel
+    teacher : logits (C,) of a teacher for each patient with genes, or None without a teacher
     """
     features = [features for features, _ in bags]
     joined = torch.from_numpy(features[0] if len(features) == 1 else np.concatenate(features))
-    return pack_around(joined, [index for _, index in bags], labels, genes, panel_size)
+    return pack_around(joined, [index for _, index in bags], labels, genes, panel_size, teacher)
 
 
 def pack_around(
@@ -82,6 +86,7 @@ def pack_around(
     labels: Sequence[int | None],
     genes: Sequence[NDArray[np.float32] | None],
     panel_size: int | None,
+    teacher: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> PackedBags:
     """A pack of features (N, D_in) laid end to end already, the rest on the host, as :func:`pack` takes it.
 
@@ -91,12 +96,6 @@ def pack_around(
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     shifted = [np.where(index >= 0, index + start, -1) for index, start in zip(neighbours, starts, strict=False)]
     has_genes = np.array([vector is not None and panel_size is not None for vector in genes], bool)
-    table = None
-    if panel_size is not None:
-        table = np.zeros((len(sizes), panel_size), np.float32)
-        for row, vector in enumerate(genes):
-            if vector is not None:
-                table[row] = vector
     return PackedBags(
         features=features,
         neighbours=torch.from_numpy(shifted[0] if len(shifted) == 1 else np.concatenate(shifted)),
@@ -104,10 +103,22 @@ def pack_around(
         patches=torch.from_numpy(sizes),
         starts=starts,
         labels=torch.tensor([NO_LABEL if label is None else label for label in labels], dtype=torch.int64),
-        genes=None if table is None else torch.from_numpy(table),
+        genes=None if panel_size is None else _table(genes, panel_size),
         has_genes=torch.from_numpy(has_genes),
         gene_rows=torch.from_numpy(np.flatnonzero(has_genes)),
+        teacher=None
+        if teacher is None
+        else _table(teacher, max((len(row) for row in teacher if row is not None), default=0)),
     )
+
+
+def _table(rows: Sequence[NDArray[np.float32] | None], columns: int) -> Tensor:
+    """Rows as one float32 table, zeros where there is none."""
+    table = np.zeros((len(rows), columns), np.float32)
+    for place, row in enumerate(rows):
+        if row is not None:
+            table[place] = row
+    return torch.from_numpy(table)
 
 
 def segment_softmax(scores: Tensor, bag: Tensor, patients: int) -> Tensor:

@@ -24,12 +24,15 @@ def alignment(embeddings: Tensor, labels: Tensor, slots: Tensor, margin: float) 
     return F.softplus(ALIGN_SCALE * (margin - (own - others.amax(dim=1)))).mean()
 
 
-def commitment(patches: Tensor, bag: Tensor, counts: Tensor, labels: Tensor, slots: Tensor) -> Tensor:
+def commitment(
+    patches: Tensor, bag: Tensor, counts: Tensor, labels: Tensor, slots: Tensor, decoupled: bool = True
+) -> Tensor:
     """MSE between each patch and the nearest slot of its bag's class, by cosine; mean by patient.
 
-    Shapes: patches (N, S) unit vectors, counts (B,) patches per patient. The slots get no gradient.
+    Shapes: patches (N, S) unit vectors, counts (B,) patches per patient, slots (C, K, S), which get no gradient where
+    they are ``decoupled``.
     """
-    per_class = slots.detach()
+    per_class = slots.detach() if decoupled else slots
     similarity = torch.einsum("ns,cks->nck", patches, per_class)
     own = similarity[torch.arange(len(bag), device=bag.device), labels[bag]]
     nearest = per_class[labels[bag], own.detach().argmax(dim=1)]
@@ -51,6 +54,29 @@ def slot_matching(student: Tensor, genome: Tensor, anchors: Tensor, temperature:
     """
     target = slot_distribution(genome, anchors, temperature).exp().detach()
     return -(target * slot_distribution(student, anchors, temperature)).sum(dim=1).mean()
+
+
+def class_matching(student: Tensor, labels: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """:func:`slot_matching` towards the anchors of a patient's own class, all alike: what labels alone would teach."""
+    classes, per_class, _ = anchors.shape
+    found = slot_distribution(student, anchors, temperature).view(-1, classes, per_class)
+    return -found[torch.arange(len(labels), device=labels.device), labels].mean(dim=1).mean()
+
+
+def cosine_distance(student: Tensor, genome: Tensor) -> Tensor:
+    """1 - cosine of unit vectors (B, S), mean over patients."""
+    return (1.0 - (student * genome).sum(dim=1)).mean()
+
+
+def squared_distance(student: Tensor, genome: Tensor) -> Tensor:
+    """Squared distance of unit vectors (B, A), mean over patients."""
+    return (student - genome).square().sum(dim=1).mean()
+
+
+def taught(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 times the cross-entropy of softened logits (B, C) to the teacher's (Hinton et al., arXiv 1503.02531)."""
+    target = torch.softmax(teacher / temperature, dim=1)
+    return -(temperature**2) * (target * torch.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
 
 
 def reconstruction(rebuilt: Tensor, z: Tensor) -> Tensor:

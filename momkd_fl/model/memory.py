@@ -37,7 +37,11 @@ class GenomicSpace:
 
     def embed(self, z: Tensor) -> Tensor:
         """g = l2norm(clip(W z / sd, +-3)); z-scores (B, G) to unit vectors (B, A)."""
-        return F.normalize((z @ self.axes.T / self.sd).clamp(-AXIS_LIMIT, AXIS_LIMIT), dim=-1)
+        return F.normalize(self.coordinates(z), dim=-1)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """clip(W z / sd, +-3): z-scores (B, G) along the axes, (B, A)."""
+        return (z @ self.axes.T / self.sd).clamp(-AXIS_LIMIT, AXIS_LIMIT)
 
 
 def gene_scores(values: NDArray[np.float32], mean: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float32]:

@@ -41,11 +41,16 @@ class StudentShape:
     dropout: float
     architecture: Literal["momkd", "gated_attention"] = "momkd"
     memory_mode: Literal["anchors", "momentum", "gradient", "frozen"] = "anchors"
+    decoupled: bool = True
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms; METHOD section 4's are the defaults."""
+    """Weights of the terms; METHOD section 4's are the defaults.
+
+    ``match_labels``, ``batch`` and ``logits`` are what the method is compared with: matching by class alone,
+    batch-local alignment, and a teacher's logits.
+    """
 
     classification: float = 0.5
     memory: float = 0.1
@@ -55,6 +60,11 @@ class LossWeights:
     match: float = 0.5
     margin: float = 0.3
     match_temperature: float = 0.1
+    match_labels: bool = False
+    batch: float = 0.0
+    batch_distance: Literal["cosine", "mse"] = "cosine"
+    logits: float = 0.0
+    logits_temperature: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,19 +113,23 @@ class Student(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted classification and slot matching; patients without genomics have no part in the second."""
         terms = {"classification": weights.classification * F.cross_entropy(output.logits, batch.labels)}
-        if (
-            output.anchor is not None
-            and memory.anchors is not None
-            and memory.space is not None
-            and batch.genes is not None
-            and weights.match
-        ):
-            rows = batch.gene_rows
-            if len(rows):
-                genome = memory.space.embed(batch.genes[rows])
-                anchors = memory.anchors.detach()
-                matched = losses.slot_matching(output.anchor[rows], genome, anchors, weights.match_temperature)
-                terms["match"] = weights.match * matched * len(rows) / batch.patients
+        if batch.genes is None or not len(batch.gene_rows):
+            return terms
+        rows = batch.gene_rows
+        share = len(rows) / batch.patients
+        if output.anchor is not None and memory.anchors is not None and memory.space is not None:
+            student, genome = output.anchor[rows], memory.space.embed(batch.genes[rows])
+            anchors, temperature = memory.anchors.detach(), weights.match_temperature
+            if weights.match and weights.match_labels:
+                matched = losses.class_matching(student, batch.labels[rows], anchors, temperature)
+                terms["match"] = weights.match * share * matched
+            elif weights.match:
+                terms["match"] = weights.match * share * losses.slot_matching(student, genome, anchors, temperature)
+            if weights.batch and weights.batch_distance == "mse":
+                terms["batch"] = weights.batch * share * losses.squared_distance(student, genome)
+        if weights.logits and batch.teacher is not None:
+            taught = losses.taught(output.logits[rows], batch.teacher[rows], weights.logits_temperature)
+            terms["logits"] = weights.logits * share * taught
         return terms
 
 
@@ -195,7 +209,7 @@ class MoMKD(Student):
             raise ValueError("this output is not of a MoMKD student")
         slots = self.slots_of(memory)
         terms = self.shared_terms(output, batch, memory, weights)
-        stay = losses.commitment(output.patches, batch.bag, batch.patches, batch.labels, slots)
+        stay = losses.commitment(output.patches, batch.bag, batch.patches, batch.labels, slots, self.shape.decoupled)
         if self.shape.memory_mode == "gradient":
             stay = stay + losses.orthogonality(slots, batch.labels)
         terms["memory"] = weights.memory * stay
@@ -209,6 +223,9 @@ class MoMKD(Student):
             terms["align_genomics"] = weights.align_genomics * share * aligned
             rebuilt = losses.reconstruction(output.rebuilt, batch.genes[rows])
             terms["reconstruction"] = weights.reconstruction * share * rebuilt
+            if weights.batch and weights.batch_distance == "cosine":
+                drawn = losses.cosine_distance(output.slide[rows], output.genome.detach())
+                terms["batch"] = weights.batch * share * drawn
         return terms
 
     def attend(self, patches: Tensor, memory: Memory, batch: PackedBags) -> Tensor:
@@ -220,7 +237,9 @@ class MoMKD(Student):
 
         In fp32 whatever the products are taken in: at tau = 0.01 bf16's rounding would move weights by half.
         """
-        slots = self.slots_of(memory).detach()
+        slots = self.slots_of(memory)
+        if self.shape.decoupled:
+            slots = slots.detach()
         with torch.autocast(patches.device.type, enabled=False):
             best = torch.einsum("ns,cks->nck", patches, slots).amax(dim=-1)
         if self.shape.classes == 2:
@@ -232,8 +251,11 @@ class MoMKD(Student):
 
 
 def branch_of(name: str) -> Literal["histology", "genomics"]:
-    """The branch a weight belongs to; the genomic one is averaged over genomic sites only."""
-    return "genomics" if name.startswith("genomics.") else "histology"
+    """The branch a weight belongs to; the genomic one is averaged over genomic sites only.
+
+    The head into the genomic space is among it: only patients with genomics train it.
+    """
+    return "genomics" if name.startswith(("genomics.", "anchor_head.")) else "histology"
 
 
 def weights(model: nn.Module) -> dict[str, NDArray[np.float32]]:

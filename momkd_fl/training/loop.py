@@ -94,6 +94,8 @@ def train(
     )
     if optimiser_state is not None:
         optimiser.load_state_dict(optimiser_state)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate
     branches = _branches(model)
     anchor = [parameter.detach().clone() for parameter in model.parameters()] if settings.proximal_mu else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class Packer:
         Gene scaling of the federation; None where the student has no panel.
     resident : DeviceCache or None
         Bags that stay on the device between steps, and between the packers that are given the same cache.
+    teacher : mapping of a patient's key to logits (C,), or None
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Packer:
         mean: NDArray[np.float32] | None,
         scale: NDArray[np.float32] | None,
         resident: DeviceCache | None = None,
+        teacher: Mapping[Hashable, NDArray[np.float32]] | None = None,
     ) -> None:
         self.cohort, self.mean, self.scale, self.resident = cohort, mean, scale, resident
+        self.teacher = teacher
 
     def genes(self, patient: Patient) -> NDArray[np.float32] | None:
         """Z-scores of a patient's panel (G,), or None where it has none."""
@@ -59,10 +62,16 @@ class Packer:
 
     def targets(
         self, patients: Sequence[Patient]
-    ) -> tuple[list[int | None], list[NDArray[np.float32] | None], int | None]:
-        """Labels and genes of patients, and the panel's size, as a pack takes them."""
+    ) -> tuple[
+        list[int | None],
+        list[NDArray[np.float32] | None],
+        int | None,
+        list[NDArray[np.float32] | None] | None,
+    ]:
+        """Labels and genes of patients, the panel's size, and a teacher's logits, as a pack takes them."""
         genes = [self.genes(patient) for patient in patients]
-        return [patient.label for patient in patients], genes, None if self.mean is None else len(self.mean)
+        taught = None if self.teacher is None else [self.teacher.get(patient.key) for patient in patients]
+        return [patient.label for patient in patients], genes, None if self.mean is None else len(self.mean), taught
 
 
 def balanced_batches(

@@ -79,7 +79,7 @@ BODIES: dict[str, tuple[Body, Body]] = {
     "plan": (Plan(panel=["ESR1", "PGR"], architecture="a" * 64), PlanReply(architecture="a" * 64)),
     "initialise": (Initialise(step="slots", iteration=2), InitialiseReply()),
     "train": (
-        Train(proximal_mu=0.01),
+        Train(proximal_mu=0.01, learning_rate_share=1.0),
         TrainReply(seconds={"fit": 1.5}, losses={"task": 0.4}, loss_sum=[3.0, 4.5], monitors={"effective_patches": 9}),
     ),
     "evaluate": (

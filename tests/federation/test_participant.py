@@ -46,7 +46,7 @@ def restarted(participant: Participant) -> Participant:
 
 def train_request(state: states.ServerState, **arrays: Any) -> Parcel[Train]:
     sent = {"weights": state.weights, "memory": state.memory, **arrays}
-    return Parcel("train", state.run, state.round + 1, Train(proximal_mu=0.0), sent)
+    return Parcel("train", state.run, state.round + 1, Train(proximal_mu=0.0, learning_rate_share=1.0), sent)
 
 
 def evaluate_request(state: states.ServerState, split: str, *, final: bool = False) -> Parcel[Evaluate]:

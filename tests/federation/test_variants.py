@@ -16,6 +16,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation import state as states
 from momkd_fl.federation.comparators import Shelf
 from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.rounds import learning_rate_share
 from momkd_fl.federation.student import layout_of, shape_of
 from momkd_fl.federation.watch import unwatched
 
@@ -103,3 +104,38 @@ def test_the_assignments_are_three_methods(in_process: Any, shelf: Shelf) -> Non
     for one, other in itertools.combinations(ASSIGNMENTS, 2):
         for name in ("slots", "anchors"):
             assert not np.allclose(ends[one][name], ends[other][name], atol=1e-3), (one, other, name)
+
+
+COMPARED = {
+    "random": ({"source": "random"}, {}, "match"),
+    "labels": ({"source": "labels"}, {}, "match"),
+    "coupled": ({"mode": "gradient", "decoupled": False}, {}, "align_genomics"),
+    "cosine": ({"match_weight": 0.0}, {"batch": 1.0}, "batch"),
+    "mse": ({"match_weight": 0.0}, {"batch": 1.0, "batch_distance": "mse"}, "batch"),
+    "logits": ({"match_weight": 0.0}, {"logits": 1.0}, "logits"),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_the_method_is_compared_with_trains_its_own_loss(in_process: Any, shelf: Shelf, name: str) -> None:
+    memory, losses, term = COMPARED[name]
+    consortium = in_process(
+        MEMBERS,
+        memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, **memory},
+        losses=losses,
+        rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
+    )
+    before, after, _ = one_round(consortium, shelf)
+    assert after.history[0].states == {"ash": "trained", "birch": "trained"}
+    assert after.history[0].losses[term] > 0.0
+    moved = {key: not np.array_equal(value, before.memory[key]) for key, value in after.memory.items()}
+    assert moved == {} if name == "coupled" else moved["slots"] is (name != "random")
+    if name == "random":
+        every = np.concatenate([after.memory["anchors"].reshape(4, -1)])
+        np.testing.assert_allclose(every @ every.T, np.eye(4), atol=1e-5)
+
+
+def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
+    config = in_process(MEMBERS, training={"learning_rate_end": 0.2}, rounds={"count": 5, "quorum": 2}).config
+    shares = [learning_rate_share(number, 5, config) for number in range(1, 6)]
+    np.testing.assert_allclose(shares, [1.0, 0.8828427, 0.6, 0.3171573, 0.2], atol=1e-6)

@@ -25,7 +25,11 @@ def test_gated_attention_classifies_and_matches_anchors(
     terms = model.loss(output, batch, memory, LossWeights())
     assert output.logits.shape == (4, classes)
     assert set(terms) == {"classification", "match"}
-    assert all(branch_of(name) == "histology" for name, _ in model.named_parameters())
+    branches = {name: branch_of(name) for name, _ in model.named_parameters()}
+    assert {name for name, branch in branches.items() if branch == "genomics"} == {
+        "anchor_head.weight",
+        "anchor_head.bias",
+    }
     sums = torch.zeros(4).index_add(0, batch.bag, output.attention[:, 0])
     torch.testing.assert_close(sums, torch.ones(4))
 

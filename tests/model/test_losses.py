@@ -79,3 +79,26 @@ def test_the_matching_target_is_a_constant() -> None:
     assert genome.grad is None
     assert student.grad is not None
     assert student.grad.any()
+
+
+def test_class_matching_is_least_where_the_own_class_s_anchors_are_met_alike() -> None:
+    anchors = torch.eye(4).view(2, 2, 4)
+    between = F.normalize(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), dim=1)
+    labels = torch.tensor([0])
+    least = float(losses.class_matching(between, labels, anchors, 0.1))
+    assert least == pytest.approx(math.log(2), abs=1e-2)
+    assert float(losses.class_matching(anchors[0, :1], labels, anchors, 0.1)) > least
+    assert float(losses.class_matching(between, torch.tensor([1]), anchors, 0.1)) > 5 * least
+
+
+def test_taught_is_least_at_the_teacher_s_own_logits() -> None:
+    teacher = torch.tensor([[0.0, 2.0], [1.0, -1.0]])
+    logits = teacher.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(losses.taught(logits, teacher, 2.0), logits)
+    torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-6, rtol=0)
+    assert losses.taught(-teacher, teacher, 2.0) > losses.taught(teacher, teacher, 2.0)
+
+
+def test_distances_of_unit_vectors_agree() -> None:
+    one, two = (F.normalize(torch.randn(5, 6), dim=1) for _ in range(2))
+    torch.testing.assert_close(losses.squared_distance(one, two), 2 * losses.cosine_distance(one, two))

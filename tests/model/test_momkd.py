@@ -276,6 +276,7 @@ def test_the_architecture_s_hash_knows_every_field(make_shape: Shape) -> None:
     changed = {
         "dim_in": 13, "hidden": 32, "heads": 4, "memory_dim": 9, "neighbours": 5, "classes": 3, "slots": 4, "genes": 11,
         "anchor_dim": 6, "dropout": 0.4, "architecture": "gated_attention", "memory_mode": "momentum",
+            "decoupled": False,
     }  # fmt: skip
     assert set(changed) == {each.name for each in dataclasses.fields(shape)}
     hashes = {architecture_hash(make_shape(**{name: value})) for name, value in changed.items()}
