@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from momkd_fl.errors import UserError
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps, joint_epsilon
+from momkd_fl.privacy.disk import Disk, telling_of_disk
 
 KEY_BYTES_MIN: Final = 32
 _FIRST: Final = "0" * 64
@@ -68,37 +69,6 @@ class Receipt:
     head: Head
 
 
-class Disk:
-    """The few calls by which the odometer reaches the disk. Tests put one here that fails at each of them."""
-
-    def append(self, descriptor: int, data: bytes) -> None:
-        """Write all of ``data`` at the end."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-
-    def truncate(self, descriptor: int, size: int) -> None:
-        """Cut the file to ``size`` bytes."""
-        os.ftruncate(descriptor, size)
-
-    def sync(self, descriptor: int) -> None:
-        """Return when the file's bytes and size are on the disk."""
-        os.fsync(descriptor)
-
-    def sync_folder(self, folder: Path) -> None:
-        """Return when the names in ``folder`` are on the disk."""
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def name(self, source: Path, target: Path) -> None:
-        """Rename ``source`` to ``target``, never over a file that is there."""
-        os.link(source, target)
-        os.unlink(source)
-
-
 class Odometer:
     """One site's budget on disk. Several processes of the site may hold it; each debit locks the file.
 
@@ -144,7 +114,7 @@ class Odometer:
             )
         first = {"format": _FORMAT, "odometer": os.urandom(16).hex()}
         draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        with _telling_of_disk(path):
+        with telling_of_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
@@ -222,10 +192,10 @@ class Odometer:
         except OSError as problem:
             raise UserError(
                 "odometer-unreadable",
-                f"{self._path}: cannot be opened ({problem.strerror}). It must be a file of the user who runs the site.",
+                f"{self._path}: cannot be opened ({problem.strerror}). It must be a file of the user who runs it.",
             ) from None
         try:
-            with _telling_of_disk(self._path):
+            with telling_of_disk(self._path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield descriptor
         finally:
@@ -288,18 +258,6 @@ class Odometer:
                 f"its budget of {self.budget.epsilon:g}; {self.receipt.epsilon_spent:.3f} are spent. It was not sent, "
                 "and the site leaves the run. Only the site can raise its budget, in its contract.",
             )
-
-
-@contextmanager
-def _telling_of_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise UserError(
-            "odometer-not-written",
-            f"{path}: the disk did not take the debit ({problem.strerror}), so nothing was sent. Make room, or put the "
-            "odometer on a local disk.",
-        ) from None
 
 
 def _line(key: bytes, previous: str, content: dict[str, Any]) -> bytes:
