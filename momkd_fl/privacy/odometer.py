@@ -124,6 +124,7 @@ class Odometer:
                 os.close(descriptor)
             disk.name(draft, path)
             disk.sync_folder(path.parent)
+            disk.sync_folder(path.parent.parent)
         return cls(path, key, budget, disk)
 
     @property
@@ -254,9 +255,9 @@ class Odometer:
         if after > self.budget.epsilon:
             raise UserError(
                 "budget-exhausted",
-                f"{self._path}: this release would bring the site to ε = {after:.3f} at δ = {self.budget.delta:g}, over "
-                f"its budget of {self.budget.epsilon:g}; {self.receipt.epsilon_spent:.3f} are spent. It was not sent, "
-                "and the site leaves the run. Only the site can raise its budget, in its contract.",
+                f"{self._path}: this release would bring the site to ε = {after:.3f} at δ = {self.budget.delta:g}; its "
+                f"budget is {self.budget.epsilon:g}, of which {self.receipt.epsilon_spent:.3f} are spent. Nothing was "
+                "sent, and the site leaves the run. Only the site can raise its budget, in its contract.",
             )
 
 

@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class Dying(Disk):
-    """Kills its process at the n-th step: before it, or half-way through a write; ``power``: what is unsynced is lost too.
+    """Kills its process at the n-th step, or half-way through a write; ``power`` also loses what is unsynced.
 
     Lost is what a real disk may lose: bytes that were not synced, and names whose folder was not.
     """
