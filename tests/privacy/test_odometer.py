@@ -222,7 +222,7 @@ def test_an_exhausted_budget_spends_nothing_more(path: Path) -> None:
         if joint_epsilon([ONE] * (attempt + 1), 1e-5) > 2.0:
             break
         odometer.debit(debit_of(str(attempt)))
-    with pytest.raises(UserError, match="budget of 2") as refused:
+    with pytest.raises(UserError, match="budget is 2") as refused:
         odometer.debit(debit_of("one more"))
     assert refused.value.code == "budget-exhausted"
     assert path.read_bytes() == before

@@ -31,7 +31,7 @@ SEALED = Sealed("checkpoint", "her2-2026", 7)
 def test_what_was_sealed_comes_back_and_does_not_show(content: bytes) -> None:
     blob = seal(KEY, content, SEALED)
     assert unseal(KEY, blob, SEALED) == content
-    assert len(content) < 8 or content not in blob
+    assert len(content) < 8 or content not in blob[len(MAGIC) :]
     assert seal(KEY, content, SEALED) != blob, "each has its own nonce"
 
 
