@@ -26,6 +26,7 @@ from momkd_fl.privacy.statistics import MemoryStatistics
 GRID_BITS = 20
 _INSIDE = 1 - 2.0**-40
 """Clipped vectors are shortened by this much, more than double precision errs, so that none is over the bound."""
+_SCALE_MAX = 1024
 MINIMUM_COUNT = 20
 PUBLICATION_DEVIATIONS = 2.0
 
@@ -52,6 +53,8 @@ class Release:
         positive = (self.sigma, self.clip, self.count_weight)
         if not self.parts or not all(math.isfinite(x) and x > 0 for x in positive):
             raise ValueError("a release has at least one part, and sigma, clip and count_weight above 0")
+        if max(self.clip, self.count_weight) > _SCALE_MAX:
+            raise ValueError(f"clip and count_weight of a release are at most {_SCALE_MAX}: whole numbers have 64 bits")
         object.__setattr__(self, "names", tuple(sorted(self.parts)))
 
     @property

@@ -178,3 +178,5 @@ def test_mistakes_of_shape_are_refused() -> None:
     for part, bad in itertools.product((PARTS, {}), (0.0, math.inf, math.nan)):
         with pytest.raises(ValueError, match="release"):
             Release(part, bad)
+    with pytest.raises(ValueError, match="64 bits"):
+        Release(PARTS, 1.0, clip=1e15)
