@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, check, ingest and provision."""
+"""``momkd``: demo, simulate, check, ingest, provision, privacy and ledger."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 from momkd_fl.cli.frame import OK, Parser, run_command
+from momkd_fl.cli.ledger import ledger_options, run_ledger
+from momkd_fl.cli.privacy import privacy_options, run_privacy
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     _provision_options(
         commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
     )
+    privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
+    ledger_options(commands.add_parser("ledger", help="what left this site: verify, show, export"))
     args = parser.parse_args(argv)
-    actions = {"demo": _demo, "simulate": _simulate, "check": _check, "ingest": _ingest, "provision": _provision}
+    actions = {
+        "demo": _demo,
+        "simulate": _simulate,
+        "check": _check,
+        "ingest": _ingest,
+        "provision": _provision,
+        "privacy": _privacy,
+        "ledger": _ledger,
+    }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
 
@@ -140,6 +152,14 @@ def _provision(args: argparse.Namespace, stop: threading.Event) -> int:
         issue_site(args.out / site, args.out / "root", site)
     print(f"Keys and certificates are in {args.out}. Keep {args.out / 'root'} offline; hand each site its own folder.")
     return OK
+
+
+def _privacy(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_privacy(args)
+
+
+def _ledger(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_ledger(args)
 
 
 if __name__ == "__main__":

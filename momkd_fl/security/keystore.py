@@ -32,7 +32,7 @@ def load_private_key(path: Path, passphrase: bytes | None) -> EllipticCurvePriva
         ``key-missing``, ``key-symlink``, ``key-unreadable``, ``key-mode``, ``key-not-pem``, ``key-passphrase`` or
         ``key-wrong-curve``; no sentence holds any part of the key or the passphrase.
     """
-    pem = _read_private(path)
+    pem = read_private(path)
     encrypted = b"ENCRYPTED" in pem
     if encrypted and not passphrase:
         raise UserError(
@@ -119,19 +119,26 @@ def _existing(path: Path) -> UserError:
     )
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path, setting: str = "tls.private_key") -> bytes:
+    """The bytes of a regular file that its owner alone may read; ``setting`` is what a person set to ``path``.
+
+    Raises
+    ------
+    UserError
+        ``key-missing``, ``key-symlink``, ``key-unreadable`` or ``key-mode``.
+    """
     try:
         # O_NONBLOCK: opening a pipe must not hang; the checks below look at what was opened, not at the name
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise UserError(
-            "key-missing", f"{path}: there is no such file. Set tls.private_key to this party's private key."
+            "key-missing", f"{path}: there is no such file. Set {setting} to this party's private key."
         ) from None
     except OSError as problem:
         if path.is_symlink():
             raise UserError(
                 "key-symlink",
-                f"{path}: is a symbolic link, and whoever owns a link can point it elsewhere. Set tls.private_key to "
+                f"{path}: is a symbolic link, and whoever owns a link can point it elsewhere. Set {setting} to "
                 "the key file itself.",
             ) from None
         raise UserError(
@@ -139,15 +146,15 @@ def _read_private(path: Path) -> bytes:
             f"{path}: cannot be read ({problem.strerror}). Run as the user who owns the key.",
         ) from None
     try:
-        _refuse_exposed(path, os.fstat(descriptor).st_mode)
+        _refuse_exposed(path, os.fstat(descriptor).st_mode, setting)
         return os.read(descriptor, KEY_BYTES_MAX)
     finally:
         os.close(descriptor)
 
 
-def _refuse_exposed(path: Path, state: int) -> None:
+def _refuse_exposed(path: Path, state: int, setting: str) -> None:
     if not stat.S_ISREG(state):
-        raise UserError("key-unreadable", f"{path}: is not a regular file. Set tls.private_key to the key file.")
+        raise UserError("key-unreadable", f"{path}: is not a regular file. Set {setting} to the key file.")
     mode = stat.S_IMODE(state)
     if mode & ~PRIVATE_MODE:
         raise UserError(

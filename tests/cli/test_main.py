@@ -26,6 +26,8 @@ HELPS = [
     ("main", ["provision", "--help"]),
     ("main", ["check", "--help"]),
     ("main", ["ingest", "--help"]),
+    ("main", ["privacy", "plan", "--help"]),
+    ("main", ["ledger", "verify", "--help"]),
 ]
 
 

@@ -1,0 +1,89 @@
+"""``momkd privacy plan``: the same figures for people and programs, and a refusal with its number."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from momkd_fl.cli import main
+
+USUAL = {"--epsilon": 8, "--patients": 200, "--releases": 10}
+
+
+def plan(*more: str) -> int:
+    given = [str(part) for pair in USUAL.items() for part in pair]
+    return main.main(["privacy", "plan", *given, *more])
+
+
+def figures(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    assert plan("--json", *more) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_usual_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, "--no-weights")
+    assert found["epsilon_memory"] == pytest.approx(8)
+    assert found["epsilon_run"] == pytest.approx(8)
+    assert found["sigma"] == pytest.approx(1.898, abs=5e-4)
+    assert found["count_sd"] == pytest.approx(6.0, abs=0.01)
+    assert found["cosine"] == pytest.approx(0.78, abs=0.01)
+    assert found["share_of_slots_released"] > 0.99
+    assert plan("--no-weights") == 0
+    said = capsys.readouterr().out
+    for text in ("ε = 8.000", "σ = 1.898", "0.78", "100%"):
+        assert text in said
+
+
+def test_weights_without_noise_make_it_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys)
+    assert found["epsilon_run"] is None
+    assert found["artefacts"]["weights"] == "without noise"
+    assert plan() == 0
+    assert "ε is ∞" in capsys.readouterr().out
+
+
+def test_memory_and_private_weights_are_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ("--dpsgd-sigma", "1.8", "--dpsgd-rate", "0.1", "--dpsgd-steps", "500")
+    found = figures(capsys, "--epsilon", "4", *steps)
+    assert found["epsilon_run"] == pytest.approx(7.955, abs=2e-3)
+    assert set(found["artefacts"].values()) == {"charged", "public"}
+    assert plan(*steps[:4]) == 2
+    assert "[plan-dpsgd]" in capsys.readouterr().err
+    assert plan(*steps, "--no-weights") == 2
+
+
+def test_a_rare_class_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(capsys, "--rare-share", "0.15", "--sites", "5")
+    assert found["cosine_rare_class"] < 0.7 < found["cosine"]
+    assert plan("--rare-share", "0.15") == 0
+    assert "rarest class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "number"),
+    [
+        (("--patients", "50", "--releases", "6"), "expected cosine 0.37, under 0.4"),
+        (("--patients", "70", "--releases", "3", "--memory-dim", "8"), "slots released"),
+    ],
+)
+def test_a_useless_plan_is_refused_with_its_number(
+    more: tuple[str, ...], number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(*more) == 2
+    said = capsys.readouterr().err
+    assert number in said
+    assert "[privacy-plan-useless]" in said
+
+
+@pytest.mark.parametrize(
+    "more", [("--epsilon", "0"), ("--delta", "1"), ("--patients", "0"), ("--epsilon", "nan"), ("--slots", "x")]
+)
+def test_impossible_numbers_are_refused(more: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan(*more)
+    assert ended.value.code == 2
+    assert more[0] in capsys.readouterr().err
