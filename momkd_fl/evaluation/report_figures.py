@@ -7,7 +7,7 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from momkd_fl.evaluation.report_svg import INK, LOOKS, MUTED, Drawing, draw, every, number
-from momkd_fl.evaluation.results import METHODS, Curve, Estimate, Results
+from momkd_fl.evaluation.results import METHODS, Curve, Estimate, Method, Results
 
 _SQUARE: Final = (4.2, 3.7)
 _COMPARED: Final = ("federated", "pooled", "local_median", "no_genomics_control")
@@ -102,38 +102,6 @@ def forest(results: Results, task: str) -> Drawing | None:
     )
 
 
-def calibration(results: Results, task: str) -> Drawing | None:
-    """Predicted against observed, for the federated model."""
-    curves = [c for c in _curves(results, "calibration", task) if c.method == "federated"]
-    if not curves:
-        return None
-    curve, look = curves[0], LOOKS["federated"]
-    low, high = curve.low or curve.y, curve.high or curve.y
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.vlines(curve.x, low, high, color=look.colour, linewidth=1.4)
-        axes.plot(curve.x, curve.y, color=look.colour, marker=look.marker, markersize=5, linewidth=1.2)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Predicted probability", ylabel="Observed share")
-        axes.set_aspect("equal")
-
-    alt = f"Calibration for {task}: " + "; ".join(
-        f"predicted {number(x)}, observed {number(y)}" for x, y in zip(curve.x, curve.y, strict=True)
-    )
-    shares = [number(share) for share in curve.weight] if curve.weight else ["—"] * len(curve.x)
-    bins = zip(curve.x, curve.y, low, high, shares, strict=True)
-    return Drawing(
-        f"calibration-{_slug(task)}",
-        "Calibration",
-        "Federated model, calibrated on training sites only. On the dashed line, predictions mean what they say.",
-        alt,
-        draw(f"calibration-{_slug(task)}", alt, _SQUARE, plot),
-        ("Predicted", "Observed", "95% low", "95% high", "Share of patients"),
-        tuple((number(x), number(y), number(below), number(above), share) for x, y, below, above, share in bins),
-    )
-
-
 def decision(results: Results, task: str) -> Drawing | None:
     """Net benefit of acting on the federated model, against acting on everyone or on no one."""
     model = [c for c in _curves(results, "decision", task) if c.method == "federated"]
@@ -175,22 +143,22 @@ def _forest_caption(results: Results, task: str) -> str:
     return said
 
 
-def _forest_rows(results: Results, task: str) -> list[tuple[bool, str, str, Estimate]]:
-    """(is a heading, method, label, estimate) from top to bottom."""
+def _forest_rows(results: Results, task: str) -> list[tuple[bool, Method, str, Estimate]]:
+    """(is a heading, method, label, estimate) from top to bottom; a heading's method and estimate say nothing."""
     blank = Estimate.not_estimable("heading")
     methods = [m for m in METHODS if task in results.held_out.get(m, {})]
     if not methods:
         return []
-    rows = [(True, "", "All held-out patients", blank)]
+    rows = [(True, "federated", "All held-out patients", blank)]
     rows += [(False, m, LOOKS[m].name, results.held_out[m][task].pooled) for m in methods]
     compared = [m for m in methods if m in _COMPARED]
     for site in results.held_out_sites:
-        rows.append((True, "", f"{site} (never trained)", blank))
+        rows.append((True, "federated", f"{site} (never trained)", blank))
         missing = Estimate.not_estimable("not evaluated here")
         rows += [(False, m, LOOKS[m].name, results.held_out[m][task].sites.get(site, missing)) for m in compared]
     own = results.local_models.get(task, {})
     if own:
-        rows.append((True, "", "Each hospital's own model, all held-out patients", blank))
+        rows.append((True, "federated", "Each hospital's own model, all held-out patients", blank))
         rows += [(False, "local_median", f"{site} alone", estimate) for site, estimate in own.items()]
     return rows
 

@@ -51,7 +51,8 @@ def comparisons(results: Results, task: str) -> list[str]:
         _against_pooled(results, task),
         _against_local(results, task),
         _against_control(results, task, "no_genomics_control", "the same method without them"),
-        _against_control(results, task, "shuffled_genomics", "genomics shuffled within each class"),
+        _against_control(results, task, "shuffled_within_class", "genomics shuffled within each class"),
+        _against_control(results, task, "shuffled_genomics", "genomics shuffled over all patients"),
     ]
     made = [sentence for sentence in sentences if sentence]
     return made or ["This run made no comparison with pooled data, one hospital alone or a memory without genomics."]

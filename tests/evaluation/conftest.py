@@ -12,6 +12,7 @@ from momkd_fl.evaluation.disclosure import publishable
 from momkd_fl.evaluation.operating import operating
 from momkd_fl.evaluation.results import (
     SCHEMA,
+    Calibration,
     Cohort,
     Estimate,
     Failure,
@@ -111,7 +112,7 @@ def results(scores: dict[str, dict[Method, Models]]) -> Results:
         rounds=[_round(number) for number in range(1, 21)],
         cohorts=[_cohort(site, index) for index, site in enumerate(TRAINING + HELD_OUT)],
         held_out={method: {"PR": held_out(models, resamples=200)} for method, models in by_method.items()},
-        selection={"PR": Selection(16, "summed validation loss", 0.53, {"slope": 1.1, "intercept": -0.05})},
+        selection={"PR": Selection(16, "summed validation loss", 0.53, Calibration(1.1, -0.05))},
         provenance=Provenance(
             *(f"{digit}" * 64 for digit in "abcdef"), seeds={"run": 0, "bootstrap": 0}, software={"momkd-fl": "0.1.0"}
         ),
