@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, check, ingest and provision."""
+"""``momkd``: demo, simulate, report, check, ingest and provision."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ def main(argv: list[str] | None = None) -> int:
     _simulate_options(
         commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")
     )
+    _report_options(commands.add_parser("report", help="write the report of a finished run again from its results"))
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
     _provision_options(
         commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
     )
     args = parser.parse_args(argv)
-    actions = {"demo": _demo, "simulate": _simulate, "check": _check, "ingest": _ingest, "provision": _provision}
+    actions = {
+        "demo": _demo,
+        "simulate": _simulate,
+        "report": _report,
+        "check": _check,
+        "ingest": _ingest,
+        "provision": _provision,
+    }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
 
@@ -81,6 +89,18 @@ def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
     if report is not None:
         print(f"Report: {report}")
     return OK
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (its output_dir), or a results.json")
+    parser.add_argument("--out", type=Path, default=None, help="folder to write into; default: beside results.json")
+    parser.epilog = "Writes report.html, model_card.md, results.json and results.csv, replacing what is there."
+
+
+def _report(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.cli.report import run_report
+
+    return run_report(args.run, args.out)
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:

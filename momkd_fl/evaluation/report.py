@@ -25,7 +25,7 @@ from momkd_fl.evaluation import (
 from momkd_fl.evaluation.comparison import Models, Scores
 from momkd_fl.evaluation.curves import calibration_curve, decision_curves, median_roc_curve, roc_curve
 from momkd_fl.evaluation.disclosure import must_be_publishable
-from momkd_fl.evaluation.report_svg import Drawing
+from momkd_fl.evaluation.report_svg import LOOKS, Drawing
 from momkd_fl.evaluation.results import Curve, Method, Results
 from momkd_fl.evaluation.results_file import write_text
 
@@ -84,6 +84,7 @@ def html(results: Results) -> str:
         rounds_drawings=[drawing for drawing in drawings if drawing],
         grid=report_tables.grid(results),
         tiles=report_tables.tiles(results),
+        models=[(LOOKS[method].name, said) for method, said in report_text.models(results)],
         cost=report_tables.cost(results),
     )
 

@@ -62,7 +62,7 @@ LOOKS: Final[dict[Method, Look]] = {
     "no_genomics_control": Look("Federated, no genomics", "control", "#090909", "^", (0, (4, 1.5, 1, 1.5))),
     "shuffled_within_class": Look("Genomics shuffled within class", "control", "#090909", "v", (0, (2, 1))),
     "shuffled_genomics": Look("Genomics shuffled over all", "control", "#090909", ">", (0, (2, 1, 1, 1))),
-    "random_memory": Look("Trained, then a random memory", "other", "#0b0b0b", "X", (0, (1, 1))),
+    "random_memory": Look("Memory randomised after training", "other", "#0b0b0b", "X", (0, (1, 1))),
     "random_slots": Look("Memory of random slots", "other", "#0b0b0b", "x", (0, (3, 1))),
     "label_slots": Look("Memory learnt from labels alone", "other", "#0b0b0b", "*", (0, (3, 1, 1, 1, 1, 1))),
     "attention_mil": Look("Plain attention MIL", "rival", "#0c0c0c", "P", (0, (6, 1, 1, 1))),

@@ -89,7 +89,7 @@ def three_ways(results: Results, task: str) -> Table | None:
 def differences(results: Results, task: str) -> Table | None:
     rows = [
         (
-            f"{LOOKS[one.method].name} − {LOOKS[one.reference].name.lower()}",
+            f"{LOOKS[one.method].name} − {_inside(LOOKS[one.reference].name)}",
             one.site or "all held-out",
             cell(one.difference),
             _p(one.p_value),
@@ -213,10 +213,15 @@ def cell(estimate: Estimate) -> str:
     return f"{number(estimate.value)} {_range(estimate)}".strip()
 
 
+def _inside(name: str) -> str:
+    """A name as it stands within a line: its first letter small."""
+    return name[:1].lower() + name[1:]
+
+
 def _range(estimate: Estimate) -> str:
     if estimate.low is None:
         return ""
-    between = " to " if estimate.low < 0 else "–"
+    between = "\u00a0to\u00a0" if estimate.low < 0 else "–"
     return f"({number(estimate.low)}{between}{number(estimate.high)})"
 
 
