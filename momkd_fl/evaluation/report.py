@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from momkd_fl.evaluation import (
     report_calibration,
@@ -164,12 +164,21 @@ def _environment(*, autoescape: bool = True) -> Environment:
         "duration": report_tables.duration,
         "svg": Markup,
         "cell": _markdown_cell,
+        "unbroken": _unbroken,
     }
     return environment
 
 
 def _template(name: str) -> Template:
     return _environment(autoescape=".html." in name or name.endswith(".css")).get_template(name)
+
+
+def _unbroken(text: str) -> Markup:
+    """A cell's text whose interval does not break over lines."""
+    value, bracket, interval = text.partition(" (")
+    if not bracket or not interval.endswith(")"):
+        return escape(text)
+    return Markup('{} <span class="interval">({}</span>').format(value, interval)
 
 
 def _markdown_cell(text: str) -> str:
