@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, check, ingest, provision, privacy and ledger."""
+"""``momkd``: demo, simulate, report, check, ingest, provision, privacy and ledger."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     _simulate_options(
         commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")
     )
+    _report_options(commands.add_parser("report", help="write the report of a finished run again from its results"))
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
     _provision_options(
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     actions = {
         "demo": _demo,
         "simulate": _simulate,
+        "report": _report,
         "check": _check,
         "ingest": _ingest,
         "provision": _provision,
@@ -93,6 +95,18 @@ def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
     if report is not None:
         print(f"Report: {report}")
     return OK
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (its output_dir), or a results.json")
+    parser.add_argument("--out", type=Path, default=None, help="folder to write into; default: beside results.json")
+    parser.epilog = "Writes report.html, model_card.md, results.json and results.csv, replacing what is there."
+
+
+def _report(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.cli.report import run_report
+
+    return run_report(args.run, args.out)
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:

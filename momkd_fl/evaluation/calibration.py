@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and Platt scaling."""
+"""Whether probabilities mean what they say, and maps that make them mean it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
+
+from momkd_fl.evaluation.results import Calibration
 
 Floats = NDArray[np.float64]
 
@@ -44,29 +46,39 @@ def recalibration(labels: ArrayLike, probabilities: ArrayLike) -> Recalibration 
     return Recalibration(slope, slope_se, intercept, intercept_se)
 
 
-def calibrate(probabilities: ArrayLike, calibration: tuple[float, float]) -> Floats:
-    """Probabilities (n, C) after Platt scaling with (slope, intercept) of the logit.
+def calibrate(probabilities: ArrayLike, calibration: Calibration) -> Floats:
+    """Probabilities (n, C) after ``calibration``.
 
-    For more than two classes every class is scaled alike and rows are normalised again.
+    For more than two classes every class is mapped alike and rows are normalised again.
     """
     scores = np.asarray(probabilities, dtype=np.float64)
     if scores.shape[1] == 2:
-        positive = _platt_scaled(scores[:, 1], calibration)
+        positive = mapped(scores[:, 1], calibration)
         return np.column_stack([1 - positive, positive])
-    scaled = _platt_scaled(scores, calibration)
+    scaled = mapped(scores, calibration)
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def calibrated_threshold(threshold: float, calibration: tuple[float, float]) -> float:
+def calibrated_threshold(threshold: float, calibration: Calibration) -> float:
     """The threshold on calibrated probabilities of two classes that makes the same decisions."""
-    return float(_platt_scaled(np.array(threshold), calibration))
+    return float(mapped(np.array(threshold), calibration))
+
+
+def mapped(scores: Floats, calibration: Calibration) -> Floats:
+    """Every score of any shape through the calibration's increasing map."""
+    if calibration.kind == "isotonic":
+        at, share = np.array(calibration.knots).T
+        return np.asarray(np.interp(scores, at, share), dtype=np.float64)
+    inside = np.clip(scores, _EDGE, 1 - _EDGE)
+    return np.asarray(expit(calibration.slope * logit(inside) + calibration.intercept), dtype=np.float64)
 
 
 def fit_logistic(
-    x: Floats, target: Floats, weight: Floats, *, free_slope: bool = True
+    x: Floats, target: Floats, weight: Floats, *, free_slope: bool = True, free_intercept: bool = True
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Weighted logistic line: (slope, intercept) and their standard errors; a slope not free is 1."""
-    design = np.column_stack([x, np.ones_like(x)]) if free_slope else np.ones((len(x), 1))
+    """Weighted logistic line: (slope, intercept) and their standard errors; a slope not free is 1, an intercept 0."""
+    free = np.array([free_slope, free_intercept])
+    design = np.column_stack([x, np.ones_like(x)])[:, free]
     offset = np.zeros_like(x) if free_slope else x
 
     def loss(line: Floats) -> tuple[float, Floats]:
@@ -74,15 +86,9 @@ def fit_logistic(
         gradient = design.T @ (weight * (expit(z) - target))
         return float(weight @ (np.logaddexp(0, z) - target * z)) / weight.sum(), gradient / weight.sum()
 
-    line = minimize(loss, np.zeros(design.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
-    share = expit(design @ line + offset)
+    fitted, errors = np.array([1.0, 0.0]), np.zeros(2)
+    fitted[free] = minimize(loss, np.zeros(design.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    share = expit(design @ fitted[free] + offset)
     information = (design * (weight * share * (1 - share))[:, None]).T @ design
-    errors = np.sqrt(np.diag(np.linalg.pinv(information)))
-    if free_slope:
-        return (float(line[0]), float(line[1])), (float(errors[0]), float(errors[1]))
-    return (1.0, float(line[0])), (0.0, float(errors[0]))
-
-
-def _platt_scaled(scores: Floats, calibration: tuple[float, float]) -> Floats:
-    slope, intercept = calibration
-    return np.asarray(expit(slope * logit(np.clip(scores, _EDGE, 1 - _EDGE)) + intercept), dtype=np.float64)
+    errors[free] = np.sqrt(np.diag(np.linalg.pinv(information)))
+    return (float(fitted[0]), float(fitted[1])), (float(errors[0]), float(errors[1]))

@@ -16,6 +16,7 @@ from momkd_fl.errors import UserError
 from momkd_fl.evaluation.intervals import (
     RESAMPLES,
     Weights,
+    auroc_interval,
     delong_test,
     holm,
     percentile_interval,
@@ -26,6 +27,9 @@ from momkd_fl.evaluation.intervals import (
 )
 from momkd_fl.evaluation.metrics import Floats, Labels, auroc
 from momkd_fl.evaluation.results import MINIMUM_CELL, Difference, Estimate, HeldOut, Method
+
+SITE_MINIMUM = 10
+"""Patients of each class under which a site's AUROC is neither given nor compared, in a simulation either."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Scores:
         """The patients of one site."""
         return self.rows([row for row, name in enumerate(self.sites) if name == site])
 
+    def in_order(self) -> Scores:
+        """The same patients in the order of their ids, so that models' resamples draw the same patients."""
+        return self.rows(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
         """Patients of several parts, e.g. of the sites or of leave-one-site-out folds."""
@@ -99,19 +107,20 @@ def held_out(
     """AUROC of a method on held-out sites: pooled, mean within site, by site, spread, prediction interval.
 
     The pooled interval resamples patients within classes, the others within sites and classes. Sites under the
-    class minimum have no AUROC and are no part of the mean. The prediction interval rests on the bootstrap
-    variances of the sites, each at least (0.5 / patients of the rarest class)^2, cut at 0 and 1.
+    class minimum, or under 10 patients of a class whatever it is, have no AUROC and are no part of the mean. The
+    prediction interval rests on the bootstrap variances of the sites, each at least
+    (0.5 / patients of the rarest class)^2, cut at 0 and 1.
     """
     same = _aligned(models)
-    one = same[0]
+    one, at_site = same[0], max(class_minimum, SITE_MINIMUM)
     sites: dict[str, Estimate] = {}
     drawn: list[Floats] = []
     variances: list[float] = []
     for number, site in enumerate(sorted(one.site_names)):
         here = [model.at(site) for model in same]
-        value = _median_auroc(here, class_minimum)
+        value = _median_auroc(here, at_site)
         if value is None:
-            sites[site] = too_few(class_minimum)
+            sites[site] = too_few(at_site)
             continue
         weights = stratified_weights(here[0].labels, resamples=resamples, seed=seed + 1 + number)
         drawn.append(_median_aurocs(here, weights))
@@ -125,7 +134,7 @@ def held_out(
         pooled=too_few(class_minimum) if pooled is None else percentile_interval(pooled, _median_aurocs(same, weights)),
         within_site=percentile_interval(float(np.mean(values)), np.mean(drawn, axis=0))
         if values
-        else Estimate.not_estimable(f"no site has {class_minimum} patients of each class"),
+        else Estimate.not_estimable(f"no site has {at_site} patients of each class"),
         sites=sites,
         between_sites_sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         prediction=_within_unit(random_effects(values, variances).prediction) if len(values) > 1 else None,
@@ -193,6 +202,40 @@ def differences(
                 made.append(Difference(task, method, reference, paired.difference, p_value=paired.p_value))
         adjusted = iter(holm([one.p_value for one in made if one.p_value is not None]))
         found += [one if one.p_value is None else replace(one, p_holm=next(adjusted)) for one in made]
+    return found
+
+
+def matrix(
+    by_site: Mapping[str, Scores],
+    *,
+    class_minimum: int = MINIMUM_CELL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Estimate]]:
+    """AUROC of every model at every site: ``found[trained][tested]``, for ``Results.matrix[task]``.
+
+    Parameters
+    ----------
+    by_site : the training site to the predictions of its own model for patients of the sites it is tested at. Of its
+        own site only patients the model never saw belong there; without any, its own cell is not estimable. Another
+        model than a site's (e.g. ``federated``) may have a row too.
+
+    Each cell has the interval of the stratified bootstrap, and one tested site's cells share their resamples. Sites
+    under the class minimum, or under 10 patients of a class whatever it is, have none.
+    """
+    everywhere = {site for model in by_site.values() for site in model.site_names}
+    tested = [site for site in by_site if site in everywhere] + sorted(everywhere - set(by_site))
+    minimum = max(class_minimum, SITE_MINIMUM)
+    found: dict[str, dict[str, Estimate]] = {trained: {} for trained in by_site}
+    for trained, model in by_site.items():
+        for number, site in enumerate(tested):
+            here = model.at(site).in_order()
+            if not here.ids:
+                found[trained][site] = Estimate.not_estimable("trained there" if site == trained else "not tested")
+                continue
+            found[trained][site] = auroc_interval(
+                here.labels, here.probabilities, class_minimum=minimum, resamples=resamples, seed=seed + number
+            )
     return found
 
 

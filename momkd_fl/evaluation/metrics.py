@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logit
 
-from momkd_fl.evaluation.calibration import fit_logistic
 from momkd_fl.evaluation.results import MINIMUM_CELL
 
 Floats = NDArray[np.float64]
@@ -23,8 +21,6 @@ Labels = NDArray[np.int64]
 
 BINS = 100
 """Bins of a score histogram over [0, 1], all of one width."""
-
-_SLOPE_MIN = 0.05
 
 
 def columns(labels: ArrayLike, probabilities: ArrayLike) -> list[tuple[NDArray[np.bool_], Floats]]:
@@ -182,14 +178,14 @@ class ScoreHistogram:
         None (not estimable) under ``minimum`` patients of a class or of what stands against it.
         """
         areas = []
-        for positive, negative in self._sides(minimum):
+        for positive, negative in self.sides(minimum):
             below = positive @ (np.cumsum(negative) - negative)
             areas.append((below + positive @ negative / 2) / (positive.sum() * negative.sum()))
         return float(np.mean(areas)) if areas else None
 
     def auroc_error(self, minimum: int = MINIMUM_CELL) -> float | None:
         """Bound of what binning costs: half the share of (positive, negative) pairs that share a bin."""
-        sides = self._sides(minimum)
+        sides = self.sides(minimum)
         ties = [positive @ negative / 2 / (positive.sum() * negative.sum()) for positive, negative in sides]
         return float(np.mean(ties)) if ties else None
 
@@ -198,7 +194,7 @@ class ScoreHistogram:
 
         It holds for scores as they came; ``calibration.calibrated_threshold`` moves it to calibrated ones.
         """
-        sides = self._sides(1)
+        sides = self.sides(1)
         if len(sides) != 1:
             return None
         ((positive, negative),) = sides
@@ -208,29 +204,8 @@ class ScoreHistogram:
         best = np.flatnonzero(np.isclose(index, index.max()))
         return float(best[len(best) // 2] / len(positive))
 
-    def platt(self) -> tuple[float, float]:
-        """Platt scaling (slope, intercept) for ``calibration.calibrate``, from the bins' middles and Platt's targets.
-
-        Where the fitted slope is under 0.05 (the scores rank no better than chance) the slope stays 1, so that
-        calibration never reverses or flattens a ranking; where a class lacks, nothing is changed: (1, 0).
-        Source: Platt, "Probabilistic outputs for support vector machines", 1999.
-        """
-        sides = self._sides(1)
-        if not sides:
-            return 1.0, 0.0
-        bins = self.counts.shape[2]
-        middle = logit((np.arange(bins) + 0.5) / bins)
-        weights, targets = [], []
-        for positive, negative in sides:
-            high, low = (positive.sum() + 1) / (positive.sum() + 2), 1 / (negative.sum() + 2)
-            weights.append((positive + negative).astype(np.float64))
-            targets.append((positive * high + negative * low) / np.maximum(weights[-1], 1))
-        line = np.tile(middle, len(sides)), np.concatenate(targets), np.concatenate(weights)
-        fitted, _ = fit_logistic(*line)
-        return fitted if fitted[0] >= _SLOPE_MIN else fit_logistic(*line, free_slope=False)[0]
-
-    def _sides(self, minimum: int) -> list[tuple[Labels, Labels]]:
-        """Histograms (B,) of positives and of the rest by score column; none where one of them is too small."""
+    def sides(self, minimum: int) -> list[tuple[Labels, Labels]]:
+        """Histograms (B,) of positives and of the rest by score column; [] where one holds fewer than ``minimum``."""
         truths = [1] if len(self.counts) == 1 else range(len(self.counts))
         pairs = [(column[c], column.sum(axis=0) - column[c]) for column, c in zip(self.counts, truths, strict=True)]
         return pairs if all(min(a.sum(), b.sum()) >= max(minimum, 1) for a, b in pairs) else []

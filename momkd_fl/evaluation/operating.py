@@ -7,6 +7,7 @@ from momkd_fl.evaluation.comparison import Scores
 from momkd_fl.evaluation.intervals import (
     RESAMPLES,
     Z95,
+    Weights,
     percentile_interval,
     stratified_weights,
     too_few,
@@ -37,7 +38,9 @@ def operating(
     here = scores if site is None else scores.at(site)
     labels, probabilities = here.labels, here.probabilities
     if not len(here.ids) or not estimable(labels, probabilities, class_minimum):
-        names: tuple[Metric, ...] = ("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier")
+        names: tuple[Metric, ...] = (
+            *("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "share_spared", "brier"),
+        )
         return Operating(task, method, site, threshold, {name: too_few(class_minimum) for name in names})
     weights = stratified_weights(labels, resamples=resamples, seed=seed)
     made = decisions(labels, probabilities, threshold)
@@ -45,7 +48,6 @@ def operating(
     positive, score = labels == 1, probabilities[:, 1]
     drawn_tp = weights @ (positive & (score >= threshold))
     drawn_fp = weights @ (~positive & (score >= threshold))
-    squares = weights @ ((score - positive) ** 2) / len(labels)
     return Operating(
         task,
         method,
@@ -63,10 +65,26 @@ def operating(
             "balanced_accuracy": _bootstrapped(
                 made.balanced_accuracy, (drawn_tp / (tp + fn) + 1 - drawn_fp / (tn + fp)) / 2
             ),
-            "brier": _bootstrapped(brier(labels, probabilities), squares),
-            **_recalibrated(here),
+            "share_spared": wilson_interval(tn + fn, len(labels), "patient"),
+            **_errors(here, weights),
         },
     )
+
+
+def probability_errors(
+    scores: Scores, *, class_minimum: int = MINIMUM_CELL, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[Metric, Estimate]:
+    """Brier score, calibration slope and intercept of a two-class model, with the intervals of :func:`operating`."""
+    if not len(scores.ids) or not estimable(scores.labels, scores.probabilities, class_minimum):
+        names: tuple[Metric, ...] = ("brier", "calibration_slope", "calibration_intercept")
+        return dict.fromkeys(names, too_few(class_minimum))
+    return _errors(scores, stratified_weights(scores.labels, resamples=resamples, seed=seed))
+
+
+def _errors(scores: Scores, weights: Weights) -> dict[Metric, Estimate]:
+    labels, probabilities = scores.labels, scores.probabilities
+    squares = weights @ ((probabilities[:, 1] - (labels == 1)) ** 2) / len(labels)
+    return {"brier": _bootstrapped(brier(labels, probabilities), squares), **_recalibrated(scores)}
 
 
 def _recalibrated(scores: Scores) -> dict[Metric, Estimate]:

@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from momkd_fl.evaluation import report_figures, report_rounds, report_tables, report_text
+from momkd_fl.evaluation import (
+    report_calibration,
+    report_figures,
+    report_matrix,
+    report_rounds,
+    report_rule_out,
+    report_tables,
+    report_text,
+)
 from momkd_fl.evaluation.comparison import Models, Scores
 from momkd_fl.evaluation.curves import calibration_curve, decision_curves, median_roc_curve, roc_curve
 from momkd_fl.evaluation.disclosure import must_be_publishable
-from momkd_fl.evaluation.report_svg import Drawing
+from momkd_fl.evaluation.report_svg import LOOKS, Drawing
 from momkd_fl.evaluation.results import Curve, Method, Results
 from momkd_fl.evaluation.results_file import write_text
 
@@ -76,15 +84,14 @@ def html(results: Results) -> str:
         rounds_drawings=[drawing for drawing in drawings if drawing],
         grid=report_tables.grid(results),
         tiles=report_tables.tiles(results),
+        models=[(LOOKS[method].name, said) for method, said in report_text.models(results)],
+        cost=report_tables.cost(results),
     )
 
 
 def model_card(results: Results) -> str:
     """The model card, Markdown."""
-    tables = {
-        task: [t for t in (report_tables.three_ways(results, task), report_tables.operating(results, task)) if t]
-        for task in results.tasks
-    }
+    tables = {task: _tables(results, task) for task in results.tasks}
     return _template("model_card.md.j2").render(**_common(results), tables=tables)
 
 
@@ -95,6 +102,8 @@ def _common(results: Results) -> dict[str, Any]:
         "who": report_text.who(results),
         "findings": {task: report_text.finding(results, task) for task in results.tasks},
         "comparisons": {task: report_text.comparisons(results, task) for task in results.tasks},
+        "rule_out": {task: report_rule_out.sentence(results, task) for task in results.tasks},
+        "calibrations": {task: report_calibration.chosen(results, task) for task in results.tasks},
         "cohorts": report_tables.cohorts(results),
         "differing": report_tables.differing(results),
         "provenance": report_tables.provenance(results),
@@ -105,23 +114,28 @@ def _common(results: Results) -> dict[str, Any]:
 def _task_section(results: Results, task: str) -> dict[str, Any]:
     figures: list[Drawing | None] = [
         report_figures.roc(results, task),
-        report_figures.calibration(results, task),
+        report_calibration.figure(results, task),
         report_figures.decision(results, task),
     ]
     return {
         "task": task,
         "forest": report_figures.forest(results, task),
         "figures": [figure for figure in figures if figure],
-        "tables": [
-            table
-            for table in (
-                report_tables.three_ways(results, task),
-                report_tables.differences(results, task),
-                report_tables.operating(results, task),
-            )
-            if table
-        ],
+        "tables": _tables(results, task),
+        "matrix": report_matrix.matrix(results, task),
+        "binning_error": max((c.binning_error or 0 for c in results.curves if c.task == task), default=0),
     }
+
+
+def _tables(results: Results, task: str) -> list[report_tables.Table]:
+    made = (
+        report_tables.three_ways(results, task),
+        report_tables.differences(results, task),
+        report_rule_out.table(results, task),
+        report_tables.operating(results, task),
+        report_calibration.transfer(results, task),
+    )
+    return [table for table in made if table]
 
 
 def _curves(models: Models, task: str, method: Method) -> list[Curve]:
@@ -150,12 +164,21 @@ def _environment(*, autoescape: bool = True) -> Environment:
         "duration": report_tables.duration,
         "svg": Markup,
         "cell": _markdown_cell,
+        "unbroken": _unbroken,
     }
     return environment
 
 
 def _template(name: str) -> Template:
     return _environment(autoescape=".html." in name or name.endswith(".css")).get_template(name)
+
+
+def _unbroken(text: str) -> Markup:
+    """A cell's text whose interval does not break over lines."""
+    value, bracket, interval = text.partition(" (")
+    if not bracket or not interval.endswith(")"):
+        return escape(text)
+    return Markup('{} <span class="interval">({}</span>').format(value, interval)
 
 
 def _markdown_cell(text: str) -> str:

@@ -7,9 +7,12 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from momkd_fl.evaluation.report_svg import INK, LOOKS, MUTED, Drawing, draw, every, number
-from momkd_fl.evaluation.results import METHODS, Curve, Estimate, Results
+from momkd_fl.evaluation.results import METHODS, Curve, Estimate, Method, Results
 
 _SQUARE: Final = (4.2, 3.7)
+_NAMED: Final = 3
+"""Sites without an AUROC that the forest plot names; the tables name all."""
+_HEADING: Final = "heading"
 _COMPARED: Final = ("federated", "pooled", "local_median", "no_genomics_control")
 
 
@@ -85,52 +88,21 @@ def forest(results: Results, task: str) -> Drawing | None:
     alt = f"Forest plot of AUROC for {task}. " + "; ".join(
         f"{label}: {_interval(estimate)}" for group, _, label, estimate in rows if not group
     )
-    table, where = [], ""
+    table: list[tuple[str, ...]] = []
+    where = ""
     for group, _, label, estimate in rows:
-        if group:
+        if group and estimate.reason == _HEADING:
             where = label
         else:
-            table.append((where, label, *_three(estimate)))
+            table.append((label, "all", *_three(estimate)) if group else (where, label, *_three(estimate)))
     return Drawing(
         f"forest-{_slug(task)}",
         "AUROC by hospital",
-        _forest_caption(results, task),
+        "Points with 95% intervals (stratified bootstrap over patients), in no order of merit. Dashed: chance.",
         alt,
         draw(f"forest-{_slug(task)}", alt, (5.2, 0.5 + 0.21 * len(rows)), plot),
         ("Patients", "Model", "AUROC", "95% low", "95% high", "Note"),
         tuple(table),
-    )
-
-
-def calibration(results: Results, task: str) -> Drawing | None:
-    """Predicted against observed, for the federated model."""
-    curves = [c for c in _curves(results, "calibration", task) if c.method == "federated"]
-    if not curves:
-        return None
-    curve, look = curves[0], LOOKS["federated"]
-    low, high = curve.low or curve.y, curve.high or curve.y
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.vlines(curve.x, low, high, color=look.colour, linewidth=1.4)
-        axes.plot(curve.x, curve.y, color=look.colour, marker=look.marker, markersize=5, linewidth=1.2)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Predicted probability", ylabel="Observed share")
-        axes.set_aspect("equal")
-
-    alt = f"Calibration for {task}: " + "; ".join(
-        f"predicted {number(x)}, observed {number(y)}" for x, y in zip(curve.x, curve.y, strict=True)
-    )
-    shares = [number(share) for share in curve.weight] if curve.weight else ["—"] * len(curve.x)
-    bins = zip(curve.x, curve.y, low, high, shares, strict=True)
-    return Drawing(
-        f"calibration-{_slug(task)}",
-        "Calibration",
-        "Federated model, calibrated on training sites only. On the dashed line, predictions mean what they say.",
-        alt,
-        draw(f"calibration-{_slug(task)}", alt, _SQUARE, plot),
-        ("Predicted", "Observed", "95% low", "95% high", "Share of patients"),
-        tuple((number(x), number(y), number(below), number(above), share) for x, y, below, above, share in bins),
     )
 
 
@@ -166,31 +138,37 @@ def decision(results: Results, task: str) -> Drawing | None:
     )
 
 
-def _forest_caption(results: Results, task: str) -> str:
-    said = "Points with 95% intervals (stratified bootstrap over patients). Dashed: chance."
-    if task in results.held_out.get("local_median", {}) or task in results.local_models:
-        said += " One hospital: a model trained at one hospital alone."
-    if task in results.held_out.get("no_genomics_control", {}):
-        said += " No genomics: the same federation, but its memory never saw genomics."
-    return said
-
-
-def _forest_rows(results: Results, task: str) -> list[tuple[bool, str, str, Estimate]]:
-    """(is a heading, method, label, estimate) from top to bottom."""
-    blank = Estimate.not_estimable("heading")
+def _forest_rows(results: Results, task: str) -> list[tuple[bool, Method, str, Estimate]]:
+    """(is a heading, method, label, estimate) from top to bottom; a heading's method and estimate say nothing."""
+    blank = Estimate.not_estimable(_HEADING)
     methods = [m for m in METHODS if task in results.held_out.get(m, {})]
     if not methods:
         return []
-    rows = [(True, "", "All held-out patients", blank)]
+    rows: list[tuple[bool, Method, str, Estimate]] = [(True, "federated", "All held-out patients", blank)]
     rows += [(False, m, LOOKS[m].name, results.held_out[m][task].pooled) for m in methods]
     compared = [m for m in methods if m in _COMPARED]
+    bare: dict[str, Estimate] = {}
     for site in results.held_out_sites:
-        rows.append((True, "", f"{site} (never trained)", blank))
-        missing = Estimate.not_estimable("not evaluated here")
-        rows += [(False, m, LOOKS[m].name, results.held_out[m][task].sites.get(site, missing)) for m in compared]
+        here = [(m, results.held_out[m][task].sites.get(site)) for m in compared]
+        found = [(m, estimate) for m, estimate in here if estimate is not None]
+        if any(estimate.value is not None for _, estimate in found):
+            rows.append((True, "federated", f"{site} (never trained)", blank))
+            rows += [(False, m, LOOKS[m].name, estimate) for m, estimate in found]
+        elif found:
+            bare[site] = found[0][1]
+    if bare:
+        more = f" and {len(bare) - _NAMED} more" if len(bare) > _NAMED else ""
+        rows.append(
+            (
+                True,
+                "federated",
+                f"Too few patients for an AUROC: {', '.join([*bare][:_NAMED])}{more}",
+                next(iter(bare.values())),
+            )
+        )
     own = results.local_models.get(task, {})
     if own:
-        rows.append((True, "", "Each hospital's own model, all held-out patients", blank))
+        rows.append((True, "federated", "Each hospital's own model, all held-out patients", blank))
         rows += [(False, "local_median", f"{site} alone", estimate) for site, estimate in own.items()]
     return rows
 

@@ -15,6 +15,8 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from momkd_fl.evaluation.results import Method
+
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES: Final = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"}
 _STYLE: Final[dict[Any, Any]] = {
@@ -52,15 +54,22 @@ class Look:
     dash: Any
 
 
-LOOKS: Final = {
+LOOKS: Final[dict[Method, Look]] = {
     "federated": Look("Federated", "federated", "#060606", "o", "-"),
     "pooled": Look("Pooled data", "pooled", "#070707", "s", (0, (5, 2))),
     "local_median": Look("One hospital (median)", "local", "#080808", "D", (0, (1, 1.5))),
     "local_best": Look("One hospital (best)", "local", "#080808", "d", (0, (3, 1.5))),
     "no_genomics_control": Look("Federated, no genomics", "control", "#090909", "^", (0, (4, 1.5, 1, 1.5))),
-    "shuffled_genomics": Look("Federated, shuffled genes", "other", "#0b0b0b", "v", (0, (2, 1))),
-    "random_memory": Look("Federated, random memory", "other", "#0b0b0b", "X", (0, (1, 1))),
-    "attention_mil": Look("Plain attention MIL", "other", "#0b0b0b", "P", (0, (6, 1, 1, 1))),
+    "shuffled_within_class": Look("Genomics shuffled within class", "control", "#090909", "v", (0, (2, 1))),
+    "shuffled_genomics": Look("Genomics shuffled over all", "control", "#090909", ">", (0, (2, 1, 1, 1))),
+    "random_memory": Look("Memory randomised after training", "other", "#0b0b0b", "X", (0, (1, 1))),
+    "random_slots": Look("Memory of random slots", "other", "#0b0b0b", "x", (0, (3, 1))),
+    "label_slots": Look("Memory learnt from labels alone", "other", "#0b0b0b", "*", (0, (3, 1, 1, 1, 1, 1))),
+    "attention_mil": Look("Plain attention MIL", "rival", "#0c0c0c", "P", (0, (6, 1, 1, 1))),
+    "batch_cosine": Look("Batch distillation, cosine", "rival", "#0c0c0c", "<", (0, (5, 1))),
+    "batch_mse": Look("Batch distillation, squared error", "rival", "#0c0c0c", "h", (0, (5, 1, 1, 1, 1, 1))),
+    "class_prototypes": Look("Class prototypes alone", "rival", "#0c0c0c", "p", (0, (1, 2))),
+    "out_of_fold_logits": Look("Out-of-fold logits", "rival", "#0c0c0c", "8", (0, (8, 2))),
 }
 
 

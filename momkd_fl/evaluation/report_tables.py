@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from momkd_fl.evaluation.report_svg import LOOKS, number
-from momkd_fl.evaluation.results import METHODS, Count, Estimate, Method, Metric, Results, State
+from momkd_fl.evaluation.results import METHODS, Cohort, Count, Estimate, Method, Metric, Results, State
 
 _METRICS: Final[dict[Metric, str]] = {
     "sensitivity": "Sensitivity",
@@ -16,6 +16,7 @@ _METRICS: Final[dict[Metric, str]] = {
     "npv": "NPV",
     "f1": "F1",
     "balanced_accuracy": "Balanced accuracy",
+    "share_spared": "Share called negative",
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "prevalence": "Prevalence",
@@ -70,9 +71,9 @@ def three_ways(results: Results, task: str) -> Table | None:
         held_out = results.held_out.get(method, {}).get(task)
         if held_out is None:
             continue
-        prediction = _cell(held_out.prediction) if held_out.prediction else "—"
+        prediction = cell(held_out.prediction) if held_out.prediction else "—"
         spread = number(held_out.between_sites_sd)
-        rows.append((LOOKS[method].name, _cell(held_out.pooled), _cell(held_out.within_site), spread, prediction))
+        rows.append((LOOKS[method].name, cell(held_out.pooled), cell(held_out.within_site), spread, prediction))
     if not rows:
         return None
     columns = (
@@ -88,9 +89,9 @@ def three_ways(results: Results, task: str) -> Table | None:
 def differences(results: Results, task: str) -> Table | None:
     rows = [
         (
-            f"{LOOKS[one.method].name} − {LOOKS[one.reference].name.lower()}",
+            f"{LOOKS[one.method].name} − {_inside(LOOKS[one.reference].name)}",
             one.site or "all held-out",
-            _cell(one.difference),
+            cell(one.difference),
             _p(one.p_value),
             _p(one.p_holm),
         )
@@ -107,7 +108,7 @@ def operating(results: Results, task: str) -> Table | None:
         return None
     metrics = [metric for metric in _METRICS if any(metric in point.metrics for point in points)]
     nothing = Estimate.not_estimable("not reported")
-    rows = [(_METRICS[metric], *(_cell(point.metrics.get(metric, nothing)) for point in points)) for metric in metrics]
+    rows = [(_METRICS[metric], *(cell(point.metrics.get(metric, nothing)) for point in points)) for metric in metrics]
     where = tuple(point.site or "All held-out" for point in points)
     threshold = number(points[0].threshold, 3)
     return Table(f"At the threshold frozen on the training sites ({threshold})", ("Metric", *where), tuple(rows))
@@ -125,7 +126,7 @@ def cohorts(results: Results) -> Table:
             labels += [_count(cohort.labelled if cohort else None), "—" if share is None else f"{100 * share:.0f}%"]
             excluded += [f"{reason}: {_count(n)}" for reason, n in (cohort.excluded if cohort else {}).items()]
         role = "trains" if one.role == "train" else "held out"
-        counts = (_count(one.patients), _count(one.slides), _count(one.with_genomics))
+        counts = (_count(one.patients), _count(one.slides), _covered(one))
         rows.append((one.site, role, *counts, *labels, "; ".join(dict.fromkeys(excluded)) or "none"))
     columns = ("Hospital", "Role", "Patients", "Slides", "With genomics", *by_task, "Excluded, by reason")
     return Table("Cohorts", columns, tuple(rows))
@@ -162,6 +163,26 @@ def provenance(results: Results) -> Table:
     return Table("SHA-256 digests and seeds of what made these numbers", ("What", "Value"), tuple(rows))
 
 
+def cost(results: Results) -> Table | None:
+    """Wall time by phase, summed over rounds, and what every site sent and received."""
+    phases: dict[str, float] = {}
+    sent: dict[str, int] = {}
+    for one in results.rounds:
+        for phase, seconds in one.seconds_by_phase.items():
+            phases[phase] = phases.get(phase, 0.0) + seconds
+        for site, count in one.bytes_by_site.items():
+            sent[site] = sent.get(site, 0) + count
+    rows = [(f"{phase.replace('_', ' ').capitalize()}, all rounds", duration(total)) for phase, total in phases.items()]
+    rows += [
+        (f"{phase.replace('_', ' ').capitalize()}, whole run", duration(s))
+        for phase, s in results.seconds.phases.items()
+    ]
+    if results.rounds:
+        rows.append(("Sent and received, all sites and rounds", size(sum(one.bytes for one in results.rounds))))
+    rows += [(f"Sent and received by {site}", size(count)) for site, count in sent.items()]
+    return Table("What the run cost", ("What", "Amount"), tuple(rows)) if rows else None
+
+
 def grid(results: Results) -> dict[str, Any]:
     """Site by round: the state's name, glyph and words."""
     rows = []
@@ -170,25 +191,49 @@ def grid(results: Results) -> dict[str, Any]:
             next((state for state, sites in one.sites.items() if site in sites), "idle") for one in results.rounds
         ]
         rows.append((site, f"{states.count('trained')}/{len(states)}", states))
+    trained = [len(one.sites.get("trained", [])) for one in results.rounds]
+    made = [
+        one.outcome != "below_quorum" and count >= results.quorum
+        for one, count in zip(results.rounds, trained, strict=True)
+    ]
     seen = [state for state in _GLYPHS if any(state in states for _, _, states in rows)]
-    return {"rows": rows, "glyphs": _GLYPHS, "words": _STATES, "seen": seen}
+    return {
+        "rows": rows,
+        "glyphs": _GLYPHS,
+        "words": _STATES,
+        "seen": seen,
+        "quorum": list(zip(trained, made, strict=True)),
+    }
 
 
-def _cell(estimate: Estimate) -> str:
+def cell(estimate: Estimate) -> str:
+    """An estimate with its interval, or why there is none."""
     if estimate.value is None:
         return f"not estimable: {estimate.reason}"
     return f"{number(estimate.value)} {_range(estimate)}".strip()
 
 
+def _inside(name: str) -> str:
+    """A name as it stands within a line: its first letter small."""
+    return name[:1].lower() + name[1:]
+
+
 def _range(estimate: Estimate) -> str:
     if estimate.low is None:
         return ""
-    between = " to " if estimate.low < 0 else "–"
+    between = "\u00a0to\u00a0" if estimate.low < 0 else "–"
     return f"({number(estimate.low)}{between}{number(estimate.high)})"
 
 
 def _count(count: Count) -> str:
     return "not disclosed" if count is None else f"{count:,}" if isinstance(count, int) else count
+
+
+def _covered(cohort: Cohort) -> str:
+    """Patients with genomics, and their share where both counts are known."""
+    known, all_ = cohort.with_genomics, cohort.patients
+    share = f" ({100 * known / all_:.0f}%)" if isinstance(known, int) and isinstance(all_, int) and all_ else ""
+    return _count(known) + share
 
 
 def _p(value: float | None) -> str:

@@ -5,12 +5,30 @@ from __future__ import annotations
 from typing import Final
 
 from momkd_fl.evaluation.report_svg import number
-from momkd_fl.evaluation.results import Difference, Estimate, Method, Results
+from momkd_fl.evaluation.results import METHODS, Difference, Estimate, Method, Results
 
 _WORDS: Final = (
     *("no", "one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
+_LEVEL: Final = 0.05
+_MODELS: Final[dict[Method, str]] = {
+    "federated": "one model of all training hospitals, with genomics in its memory where a hospital has them",
+    "pooled": "the same model, all training hospitals' patients in one place",
+    "local_median": "a model per hospital, trained on its own patients alone; the median of these models",
+    "local_best": "the best of these models",
+    "no_genomics_control": "the same federation, but its memory never saw genomics",
+    "shuffled_within_class": "every patient has the genomics of another patient of the same class",
+    "shuffled_genomics": "every patient has the genomics of any other patient",
+    "random_memory": "the federated model; after training, random directions took its memory's place",
+    "random_slots": "the memory is fixed random orthogonal directions from the start",
+    "label_slots": "the memory's slots are learnt from the labels alone",
+    "attention_mil": "gated attention, no memory and no genomics",
+    "batch_cosine": "histology is drawn to the genomics of the same batch by cosine, no memory",
+    "batch_mse": "histology is drawn to the genomics of the same batch by squared error, no memory",
+    "class_prototypes": "one prototype a class is shared instead of a memory",
+    "out_of_fold_logits": "histology learns the logits of a genomic teacher that did not see the patient",
+}
 _ORIGINS: Final = {
     "synthetic": "Synthetic patients",
     "simulation": "Simulation on one machine",
@@ -38,7 +56,7 @@ def finding(results: Results, task: str) -> str:
     held_out = results.held_out.get("federated", {}).get(task)
     if held_out is None:
         return f"{task}: no held-out hospital was scored, so this run says nothing about new hospitals."
-    count = len(results.held_out_sites)
+    count = len(held_out.sites) or len(results.held_out_sites)
     where = f"On {_word(count)} hospital{'s' if count != 1 else ''} that never trained"
     if held_out.pooled.value is None:
         return f"{where}, the AUROC for {task} is not estimable: {held_out.pooled.reason}."
@@ -51,10 +69,16 @@ def comparisons(results: Results, task: str) -> list[str]:
         _against_pooled(results, task),
         _against_local(results, task),
         _against_control(results, task, "no_genomics_control", "the same method without them"),
-        _against_control(results, task, "shuffled_genomics", "genomics shuffled within each class"),
+        _against_control(results, task, "shuffled_within_class", "genomics shuffled within each class"),
+        _against_control(results, task, "shuffled_genomics", "genomics shuffled over all patients"),
     ]
     made = [sentence for sentence in sentences if sentence]
     return made or ["This run made no comparison with pooled data, one hospital alone or a memory without genomics."]
+
+
+def models(results: Results) -> list[tuple[Method, str]]:
+    """Every method the run has a number of, and what it is."""
+    return [(method, _MODELS[method]) for method in METHODS if results.held_out.get(method)]
 
 
 def spoken(estimate: Estimate) -> str:
@@ -109,6 +133,14 @@ def difference(results: Results, task: str, reference: Method) -> Difference | N
     return None
 
 
+def direction(one: Difference) -> int:
+    """1 or -1 where the interval excludes 0 and p, adjusted over tasks, is under 0.05 where it was computed; else 0."""
+    low, high, p_value = one.difference.low, one.difference.high, one.p_value if one.p_holm is None else one.p_holm
+    if low is None or high is None or (p_value is not None and p_value >= _LEVEL):
+        return 0
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
 def _against_pooled(results: Results, task: str) -> str | None:
     federated, pooled = _value(results, "federated", task), _value(results, "pooled", task)
     if federated is None or pooled is None:
@@ -136,9 +168,9 @@ def _against_control(results: Results, task: str, control: Method, name: str) ->
     size = (
         f"{signed(one.difference.value)} (95% interval {signed(one.difference.low)} to {signed(one.difference.high)})"
     )
-    if one.difference.low > 0:
+    if direction(one) > 0:
         return f"Genomics in the memory gained {size} over {name}."
-    if one.difference.high < 0:
+    if direction(one) < 0:
         return f"Genomics in the memory lost {size} against {name}."
     return f"Whether genomics in the memory gain over {name} cannot be told from this run: {size}."
 
@@ -147,7 +179,7 @@ def _paired(one: Difference | None) -> str:
     if one is None or one.difference.value is None or one.difference.low is None or one.difference.high is None:
         return ""
     low, high = one.difference.low, one.difference.high
-    verdict = "federated is better" if low > 0 else "federated is worse" if high < 0 else "no clear difference"
+    verdict = {1: "federated is better", -1: "federated is worse", 0: "no clear difference"}[direction(one)]
     size = f"{signed(one.difference.value)}, 95% interval {signed(low)} to {signed(high)}"
     return f"; {verdict} ({size})"
 

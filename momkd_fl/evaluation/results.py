@@ -26,9 +26,16 @@ Method = Literal[
     "local_median",
     "local_best",
     "no_genomics_control",
+    "shuffled_within_class",
     "shuffled_genomics",
     "random_memory",
+    "random_slots",
+    "label_slots",
     "attention_mil",
+    "batch_cosine",
+    "batch_mse",
+    "class_prototypes",
+    "out_of_fold_logits",
 ]
 State = Literal["trained", "late", "missing", "refused", "idle"]
 Metric = Literal[
@@ -41,10 +48,12 @@ Metric = Literal[
     "npv",
     "f1",
     "balanced_accuracy",
+    "share_spared",
     "brier",
     "calibration_slope",
     "calibration_intercept",
 ]
+Scaling = Literal["temperature", "platt", "isotonic"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 _CLOSED: Final = ConfigDict(extra="forbid")
 
@@ -120,14 +129,15 @@ class Operating:
 class Curve:
     """A curve to draw, with a 95% band where there is one.
 
-    ``roc``: false positive rate against sensitivity. ``calibration``: mean predicted probability against observed
-    share, ``weight`` the share of patients in each bin. ``decision``: threshold probability against net benefit;
-    ``decision_all``: the same had every patient been called positive. ``binning_error`` bounds what a curve made
-    from binned scores may be off by.
+    ``roc``: false positive rate against sensitivity.
+    ``calibration``: mean predicted probability against observed
+    share, ``weight`` the share of patients in each bin; ``calibration_raw``: the same before calibration.
+    ``decision``: threshold probability against net benefit; ``decision_all``: the same had every patient been called
+    positive. ``binning_error`` bounds what a curve made from binned scores may be off by.
     """
 
     __pydantic_config__ = _CLOSED
-    kind: Literal["roc", "calibration", "decision", "decision_all"]
+    kind: Literal["roc", "calibration", "calibration_raw", "decision", "decision_all"]
     task: str
     method: Method
     x: list[Number]
@@ -201,6 +211,33 @@ class Cohort:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A frozen, strictly increasing map of probabilities (``calibration.calibrate`` applies it).
+
+    ``temperature`` and ``platt`` put slope and intercept on the logit (temperature: intercept 0); ``isotonic`` joins
+    the ``knots`` (score, calibrated share), from score 0 to 1, by straight lines. ``losses``: cross-validated log
+    loss (nats) of each kind on the training sites' validation patients, where the choice was made between them.
+    """
+
+    __pydantic_config__ = _CLOSED
+    slope: Number = 1.0
+    intercept: Number = 0.0
+    kind: Scaling = "platt"
+    knots: list[list[Share]] = field(default_factory=list)
+    losses: dict[Scaling, Number] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.kind == "isotonic") != bool(self.knots):
+            raise ValueError("an isotonic calibration has knots, and no other has")
+        if any(len(knot) != 2 for knot in self.knots):
+            raise ValueError("a knot is a score and a share")
+
+    def to_list(self) -> list[float]:
+        """Numbers for a message: slope and intercept, or score and share of every knot in turn (six or more)."""
+        return [value for knot in self.knots for value in knot] or [self.slope, self.intercept]
+
+
+@dataclass(frozen=True)
 class Selection:
     """What was chosen on the training sites' validation patients and then frozen."""
 
@@ -208,7 +245,23 @@ class Selection:
     round: int
     criterion: str
     threshold: Share | None
-    calibration: dict[str, Number] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Whether the calibration carries over: Brier, slope and intercept of the federated model before and after it.
+
+    ``patients``: ``validation`` are those of the training sites on whom it was fitted (flattering), ``held_out``
+    those of sites that never trained; ``site`` None: all of them.
+    """
+
+    __pydantic_config__ = _CLOSED
+    task: str
+    patients: Literal["validation", "held_out"]
+    site: str | None
+    before: dict[Metric, Estimate]
+    after: dict[Metric, Estimate]
 
 
 @dataclass(frozen=True)
@@ -291,7 +344,9 @@ class Results:
     ``origin`` says where the patients' scores were: ``synthetic`` and ``simulation`` (one machine holds all data)
     or ``federation`` (each site holds its own; ``disclosure.py`` says which counts may be here). ``quorum`` is the
     fewest sites that made a round. ``local_models[task][site]`` is the AUROC of that training site's own model on
-    all held-out patients. ``peak_rss_mb`` covers all processes together.
+    all held-out patients; ``matrix[task][trained][tested]`` that of a site's own model at each site
+    (``comparison.matrix``). ``rule_out`` names tasks, besides ODX, whose test the model may spare a patient.
+    ``peak_rss_mb`` covers all processes together.
     """
 
     __pydantic_config__ = _CLOSED
@@ -316,6 +371,9 @@ class Results:
     memory_map: list[SlotShare] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     differing: list[Disagreement] = field(default_factory=list)
+    matrix: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
+    transfer: list[Transfer] = field(default_factory=list)
+    rule_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         known = {cohort.site for cohort in self.cohorts}

@@ -85,7 +85,7 @@ def read_results(path: Path) -> Results:
 
 
 def to_csv(results: Results) -> str:
-    """Every estimate, operating metric, round and cohort as one table, a number a line."""
+    """The page's numbers as one table, a number a line; a curve's point is its y, with its x in ``note``."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -111,8 +111,24 @@ def _rows(results: Results) -> Iterator[tuple[object, ...]]:
     for point in results.operating:
         for metric, estimate in point.metrics.items():
             yield ("operating", point.task, point.method, point.site or "all", "", metric, *_cells(estimate))
+    for one_transfer in results.transfer:
+        for stage, metrics in (("before", one_transfer.before), ("after", one_transfer.after)):
+            where = one_transfer.site or ("all" if one_transfer.patients == "held_out" else "training validation")
+            for metric, estimate in metrics.items():
+                yield ("calibration", one_transfer.task, stage, where, "", metric, *_cells(estimate))
+    yield from _frozen_rows(results)
+    for curve in results.curves:
+        for place, x in enumerate(curve.x):
+            band = (curve.low[place], curve.high[place]) if curve.low and curve.high else ("", "")
+            yield ("curve", curve.task, curve.method, "all", "", curve.kind, curve.y[place], *band, f"x = {x}")
+    for share in results.memory_map:
+        what = f"{share.modality}, {share.label}, slot {share.slot + 1}"
+        yield ("memory", share.task, "federated", "", "", "share", share.share, "", "", what)
     for round_ in results.rounds:
         yield from _round_rows(round_)
+    for failure in results.failures:
+        level = "recovered" if failure.recovered else "not recovered"
+        yield ("failure", "", "", failure.site or "", _text(failure.round), failure.code, "", "", "", level)
     for cohort in results.cohorts:
         counts = {"patients": cohort.patients, "slides": cohort.slides, "with_genomics": cohort.with_genomics}
         for metric, count in counts.items():
@@ -125,6 +141,22 @@ def _rows(results: Results) -> Iterator[tuple[object, ...]]:
     for differing in results.differing:
         level = "stopped" if differing.stopped else "warning"
         yield ("fingerprint", "", "", differing.site, "", differing.field, _text(differing.here), "", "", level)
+
+
+def _frozen_rows(results: Results) -> Iterator[tuple[object, ...]]:
+    for task, chosen in results.selection.items():
+        head, calibration = ("selection", task, "federated", "", ""), chosen.calibration
+        yield (*head, "round", chosen.round, "", "", chosen.criterion)
+        yield (*head, "threshold", _text(chosen.threshold), "", "", "")
+        if calibration.kind != "isotonic":
+            yield (*head, "slope", calibration.slope, "", "", calibration.kind)
+            yield (*head, "intercept", calibration.intercept, "", "", calibration.kind)
+        for score, share in calibration.knots:
+            yield (*head, "isotonic", share, "", "", f"x = {score}")
+        for kind, loss in calibration.losses.items():
+            yield (*head, "cross_validated_log_loss", loss, "", "", kind)
+    for site, epsilon in results.protection.epsilon.items():
+        yield ("privacy", "", "", site, "", "epsilon", _text(epsilon), "", "", "" if epsilon else "no bound is claimed")
 
 
 def _auroc_rows(results: Results) -> Iterator[tuple[object, ...]]:
@@ -141,6 +173,10 @@ def _auroc_rows(results: Results) -> Iterator[tuple[object, ...]]:
     for task, by_site in results.local_models.items():
         for site, estimate in by_site.items():
             yield ("held_out", task, f"local:{site}", "all", "", "auroc_pooled", *_cells(estimate))
+    for task, by_trained in results.matrix.items():
+        for trained, by_tested in by_trained.items():
+            for tested, estimate in by_tested.items():
+                yield ("matrix", task, f"local:{trained}", tested, "", "auroc", *_cells(estimate))
 
 
 def _round_rows(round_: Round) -> Iterator[tuple[object, ...]]:
@@ -155,6 +191,8 @@ def _round_rows(round_: Round) -> Iterator[tuple[object, ...]]:
         values["effective_slots"] = round_.memory.effective_slots
     for metric, value in values.items():
         yield ("round", "", "", "", round_.round, metric, _text(value), "", "", "")
+    for site, count in round_.bytes_by_site.items():
+        yield ("round", "", "", site, round_.round, "bytes", count, "", "", "")
     for state, sites in round_.sites.items():
         for site in sites:
             yield ("round", "", "", site, round_.round, "state", state, "", "", "")

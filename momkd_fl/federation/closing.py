@@ -9,7 +9,9 @@ import numpy as np
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.calibration_choice import choose_calibration
 from momkd_fl.evaluation.metrics import ScoreHistogram
+from momkd_fl.evaluation.results import Calibration
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.messages import EVALUATE, FINISH, Evaluate, EvaluateReply, Finish, Parcel
 from momkd_fl.federation.rounds import balanced_loss, better
@@ -27,7 +29,7 @@ class Chosen:
 
     best: Best
     threshold: float | None
-    calibration: tuple[float, float]
+    calibration: Calibration
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Closing:
                 "Raise training.validation_fraction, or add sites.",
             )
         histogram = ScoreHistogram.from_arrays(best.scores)
-        return Chosen(best, histogram.youden_threshold(), histogram.platt())
+        return Chosen(best, histogram.youden_threshold(), choose_calibration(histogram))
 
     def evaluate(self, state: ServerState, chosen: Chosen) -> dict[str, Evaluations]:
         """Every site's own evaluation of the selected model, by split; held-out sites on all their patients."""
@@ -81,7 +83,7 @@ class Closing:
             code="finished",
             sentence=f"The model is that of round {chosen.best.round}.",
             threshold=chosen.threshold,
-            calibration=list(chosen.calibration),
+            calibration=chosen.calibration.to_list(),
         )
         arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
         there = set(state.members) & self.grid.online()
@@ -108,7 +110,7 @@ class Closing:
             {
                 "split": split,
                 "threshold": chosen.threshold if chosen else None,
-                "calibration": list(chosen.calibration) if chosen else None,
+                "calibration": chosen.calibration.to_list() if chosen else None,
                 "final": chosen is not None,
             }
         )

@@ -122,7 +122,7 @@ class Coordinator:
         plan = SitePlan(state.run, shared, state.panel, state.architecture, state.space)
         arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
         path = self.config.output_dir / "model.safetensors"
-        save_model(path, plan, arrays, chosen.threshold, list(chosen.calibration))
+        save_model(path, plan, arrays, chosen.threshold, chosen.calibration.to_list())
 
     def _resumed(self) -> ServerState | None:
         if not self.checkpoint.exists():

@@ -18,7 +18,8 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.calibration import calibrate, calibrated_threshold
 from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out
 from momkd_fl.evaluation.curves import binned_roc_curve
-from momkd_fl.evaluation.metrics import ScoreHistogram, auroc
+from momkd_fl.evaluation.intervals import auroc_interval
+from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.evaluation.operating import operating
 from momkd_fl.evaluation.report import with_curves, write_report
 from momkd_fl.evaluation.results import (
@@ -38,6 +39,7 @@ from momkd_fl.evaluation.results import (
     State,
 )
 from momkd_fl.evaluation.results_file import write_results
+from momkd_fl.evaluation.transfer import validation_transfer, with_transfer
 from momkd_fl.federation.coordinator import Outcome, config_digest
 from momkd_fl.federation.state import RoundRecord
 
@@ -82,7 +84,7 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
                 chosen.best.round,
                 "AUROC of the training sites' validation patients together, from their summed score histograms",
                 threshold,
-                {"slope": chosen.calibration[0], "intercept": chosen.calibration[1]},
+                chosen.calibration,
             )
         },
         provenance=_provenance(config, outcome),
@@ -91,7 +93,13 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         differing=list(outcome.differing),
     )
     binned = binned_scores(outcome)
-    return replace(compared(results, config, binned), curves=_binned_curves(task, outcome))
+    scored = compared(results, config, binned)
+    fitted = validation_transfer(
+        ScoreHistogram.from_arrays(chosen.best.scores), chosen.calibration, task=task, seed=config.seed
+    )
+    # A calibration curve's bins of some twenty patients hold counts that a live federation does not publish.
+    kept = [c for c in scored.curves if where.origin != "federation" and c.kind.startswith("calibration")]
+    return replace(scored, curves=_binned_curves(task, outcome) + kept, transfer=[*fitted, *scored.transfer])
 
 
 def compared(
@@ -109,8 +117,7 @@ def compared(
     calibrated = dict(scores)
     one = scores.get("federated")
     if isinstance(one, Scores):
-        scaling = (chosen.calibration["slope"], chosen.calibration["intercept"])
-        calibrated["federated"] = replace(one, probabilities=calibrate(one.probabilities, scaling))
+        calibrated["federated"] = replace(one, probabilities=calibrate(one.probabilities, chosen.calibration))
     renewed = replace(
         results,
         held_out={method: {task: held_out(models, seed=seed)} for method, models in scores.items()},
@@ -118,7 +125,8 @@ def compared(
         operating=_operating(task, calibrated.get("federated"), chosen.threshold, seed),
         local_models=_local_models(task, scores, local),
     )
-    return with_curves(renewed, {task: calibrated})
+    renewed = with_curves(renewed, {task: calibrated})
+    return with_transfer(renewed, one, task=task, seed=seed) if isinstance(one, Scores) else renewed
 
 
 def write_outcome(results: Results, folder: Path) -> Path:
@@ -242,11 +250,8 @@ def _local_models(task: str, found: Mapping[Method, Models], sites: Sequence[str
     models = found.get("local_median")
     if models is None or isinstance(models, Scores):
         return {}
-    areas = {}
-    for site, model in zip(sites, models, strict=False):
-        value = auroc(model.labels, model.probabilities)
-        areas[site] = Estimate.not_estimable("too few patients") if value is None else Estimate(value)
-    return {task: areas}
+    pairs = zip(sites, models, strict=False)
+    return {task: {site: auroc_interval(model.labels, model.probabilities) for site, model in pairs}}
 
 
 def _binned_curves(task: str, outcome: Outcome) -> list[Curve]:

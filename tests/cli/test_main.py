@@ -23,6 +23,7 @@ HELPS = [
     ("main", ["--help"]),
     ("main", ["demo", "--help"]),
     ("main", ["simulate", "--help"]),
+    ("main", ["report", "--help"]),
     ("main", ["provision", "--help"]),
     ("main", ["check", "--help"]),
     ("main", ["ingest", "--help"]),

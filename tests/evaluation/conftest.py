@@ -7,11 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out
+from momkd_fl.evaluation.calibration import calibrate, calibrated_threshold
+from momkd_fl.evaluation.calibration_choice import choose_calibration
+from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out, matrix
 from momkd_fl.evaluation.disclosure import publishable
+from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.evaluation.operating import operating
+from momkd_fl.evaluation.report import with_curves
 from momkd_fl.evaluation.results import (
+    METHODS,
     SCHEMA,
+    Calibration,
     Cohort,
     Estimate,
     Failure,
@@ -26,6 +32,7 @@ from momkd_fl.evaluation.results import (
     SlotShare,
     TaskCohort,
 )
+from momkd_fl.evaluation.transfer import validation_transfer, with_transfer
 
 TRAINING = ("ashford", "brinmore", "caldera", "dunmere", "elswick", "farrow")
 HELD_OUT = ("granby", "harrow")
@@ -87,7 +94,7 @@ def _cohort(site: str, index: int) -> Cohort:
     patients = 62 + 17 * ((index * 5) % 7)
     labels = TaskCohort(patients - 14, round(0.52 + 0.03 * index, 2), {"equivocal": 12, "missing": 2})
     genomic = 0 if site in ("elswick", "farrow") else patients - 12
-    return Cohort(site, "evaluate" if site in HELD_OUT else "train", patients, patients + 13, genomic, {"PR": labels})
+    return Cohort(site, "train" if site in TRAINING else "evaluate", patients, patients + 13, genomic, {"PR": labels})
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +118,7 @@ def results(scores: dict[str, dict[Method, Models]]) -> Results:
         rounds=[_round(number) for number in range(1, 21)],
         cohorts=[_cohort(site, index) for index, site in enumerate(TRAINING + HELD_OUT)],
         held_out={method: {"PR": held_out(models, resamples=200)} for method, models in by_method.items()},
-        selection={"PR": Selection(16, "summed validation loss", 0.53, {"slope": 1.1, "intercept": -0.05})},
+        selection={"PR": Selection(16, "summed validation loss", 0.53, Calibration(1.1, -0.05))},
         provenance=Provenance(
             *(f"{digit}" * 64 for digit in "abcdef"), seeds={"run": 0, "bootstrap": 0}, software={"momkd-fl": "0.1.0"}
         ),
@@ -149,3 +156,57 @@ def federation_results(results: Results) -> Results:
         local_models={},
         curves=[],
     )
+
+
+@pytest.fixture(scope="session")
+def full_results(results: Results, scores: dict[str, dict[Method, Models]]) -> Results:
+    """The same run with a second task, ODX, on five held-out hospitals, with every comparator and every table."""
+    generator = np.random.default_rng(11)
+    tested = ("granby", "harrow", "ilkeston", "jarrow", "kelham")
+
+    def model(signal: float, sites: tuple[str, ...]) -> Scores:
+        names = tuple(site for site in sites for _ in range(70))
+        labels = (generator.random(len(names)) < 0.35).astype(np.int64)
+        positive = 1 / (1 + np.exp(-(2 * signal * labels + 1.6 * generator.normal(size=len(names)) - 0.2)))
+        ids = tuple(f"{site}{row}" for row, site in enumerate(names))
+        return Scores(ids, labels, np.column_stack([1 - positive, positive]), names)
+
+    def onto(one: Scores, noise: float) -> Scores:
+        logit = np.log(one.probabilities[:, 1] / one.probabilities[:, 0])
+        moved = 1 / (1 + np.exp(-(logit + noise * generator.normal(size=len(logit)))))
+        return replace(one, probabilities=np.column_stack([1 - moved, moved]))
+
+    federated = model(0.9, tested)
+    by_method: dict[Method, Models] = {
+        method: federated if method == "federated" else onto(federated, 0.3 + 0.15 * place)
+        for place, method in enumerate(METHODS)
+    }
+    histogram = ScoreHistogram.of(federated.labels, federated.probabilities)
+    calibration = choose_calibration(histogram)
+    calibrated = replace(federated, probabilities=calibrate(federated.probabilities, calibration))
+    threshold = calibrated_threshold(0.4, calibration)
+    own = {
+        site: model(0.4 + 0.1 * place, TRAINING[:place] + TRAINING[place + 1 :]) for place, site in enumerate(TRAINING)
+    }
+    pairs: list[tuple[Method, Method]] = [("federated", method) for method in METHODS[1:]]
+    full = replace(
+        results,
+        tasks=["PR", "ODX"],
+        cohorts=[*results.cohorts, *(_cohort(site, place) for place, site in enumerate(tested[2:]))],
+        held_out={
+            method: {**results.held_out.get(method, {}), "ODX": held_out(models, resamples=100)}
+            for method, models in by_method.items()
+        },
+        selection={**results.selection, "ODX": Selection(16, "validation AUROC", threshold, calibration)},
+        differences=results.differences + differences({"ODX": by_method}, pairs, resamples=200),
+        operating=results.operating
+        + [
+            operating(calibrated, task="ODX", method="federated", threshold=threshold, site=site, resamples=100)
+            for site in (None, *tested)
+        ],
+        matrix={"ODX": matrix({**own, "federated": model(1.0, TRAINING)}, resamples=100)},
+        transfer=validation_transfer(histogram, calibration, task="ODX", resamples=100),
+        rounds=[replace(one, bytes_by_site={"ashford": 3_000_000}) for one in results.rounds],
+    )
+    drawn = with_curves(full, {**scores, "ODX": {"federated": calibrated, "pooled": by_method["pooled"]}})
+    return with_transfer(drawn, federated, task="ODX", resamples=100)

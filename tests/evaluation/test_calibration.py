@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from momkd_fl.evaluation.calibration import calibrate, calibrated_threshold, recalibration
+from momkd_fl.evaluation.results import Calibration
 
 
 def test_recalibration_finds_slope_and_intercept() -> None:
@@ -48,15 +49,15 @@ def test_recalibration_needs_both_classes_and_some_overlap() -> None:
 )
 def test_calibration_keeps_decisions(slope: float, intercept: float, threshold: float, scores: list[float]) -> None:
     before = np.array([score for score in scores if abs(score - threshold) > 1e-6])
-    after = calibrate(np.column_stack([1 - before, before]), (slope, intercept))
+    after = calibrate(np.column_stack([1 - before, before]), Calibration(slope, intercept))
     np.testing.assert_allclose(after.sum(axis=1), 1)
-    moved = calibrated_threshold(threshold, (slope, intercept))
+    moved = calibrated_threshold(threshold, Calibration(slope, intercept))
     np.testing.assert_array_equal(after[:, 1] >= moved, before >= threshold)
 
 
 def test_several_classes_stay_probabilities_and_identity_changes_nothing() -> None:
     probabilities = np.random.default_rng(0).dirichlet([1, 2, 3], 50)
-    np.testing.assert_allclose(calibrate(probabilities, (1.0, 0.0)), probabilities, atol=1e-5)
-    scaled = calibrate(probabilities, (2.0, -0.5))
+    np.testing.assert_allclose(calibrate(probabilities, Calibration()), probabilities, atol=1e-5)
+    scaled = calibrate(probabilities, Calibration(2.0, -0.5))
     np.testing.assert_allclose(scaled.sum(axis=1), 1)
     np.testing.assert_array_equal(scaled.argmax(axis=1), probabilities.argmax(axis=1))

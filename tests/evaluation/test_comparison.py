@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from momkd_fl.errors import UserError
-from momkd_fl.evaluation.comparison import Scores, compare, differences, held_out
+from momkd_fl.evaluation.comparison import Scores, compare, differences, held_out, matrix
 from momkd_fl.evaluation.operating import operating
 
 
@@ -149,7 +149,7 @@ def test_operating_point_with_intervals() -> None:
     assert metrics["prevalence"].value == pytest.approx(model.labels.mean())
     assert metrics["auroc"] == held_out(model).pooled
     assert 0 < metrics["calibration_slope"].low < metrics["calibration_slope"].high
-    assert len(metrics) == 12
+    assert len(metrics) == 13
     for estimate in metrics.values():
         assert estimate.low <= estimate.value <= estimate.high
     at_site = operating(model, task="PR", method="federated", threshold=0.5, site="willow")
@@ -168,3 +168,40 @@ def test_operating_point_of_a_perfect_model() -> None:
     assert metrics["sensitivity"].value == 1
     assert metrics["sensitivity"].low < 1
     assert metrics["calibration_slope"].reason == "a threshold separates the classes"
+
+
+def test_a_site_under_ten_of_a_class_has_no_auroc_whatever_the_minimum() -> None:
+    model = scores(1.5, sites=(("maple", 90), ("rowan", 17)))
+    assert 0 < np.bincount(model.at("rowan").labels).min() < 10
+    for minimum in (1, 5, 11):
+        assert held_out(model, class_minimum=minimum, resamples=50).sites["rowan"].value is None
+        assert matrix({"maple": model}, class_minimum=minimum, resamples=50)["maple"]["rowan"].value is None
+
+
+def test_the_matrix_is_trained_by_tested() -> None:
+    all_sites = (("maple", 60), ("rowan", 70), ("willow", 80), ("elder", 50))
+    models = {site: scores(1.0 + n, sites=all_sites, seed=n) for n, site in enumerate(("rowan", "maple"))}
+    elsewhere = {
+        trained: Scores.join([model.at(site) for site in model.site_names if site != trained])
+        for trained, model in models.items()
+    }
+    found = matrix(elsewhere, resamples=300)
+    assert list(found) == ["rowan", "maple"]
+    assert list(found["rowan"]) == list(found["maple"]) == ["rowan", "maple", "elder", "willow"]
+    for trained in found:
+        assert found[trained][trained].reason == "trained there"
+        for tested in set(found) - {trained} | {"willow", "elder"}:
+            here = models[trained].at(tested)
+            cell = found[trained][tested]
+            assert cell.value == pytest.approx(roc_auc_score(here.labels, here.probabilities[:, 1]))
+            assert cell.low < cell.value < cell.high
+    reordered = {trained: shuffled(model) for trained, model in elsewhere.items()}
+    assert matrix(reordered, resamples=300)["maple"] == found["maple"]
+    assert matrix(models, resamples=50)["rowan"]["rowan"].value is not None
+
+
+def test_share_spared_is_the_share_called_negative() -> None:
+    model = scores(1.5)
+    found = operating(model, task="ODX", method="federated", threshold=0.4).metrics["share_spared"]
+    assert found.value == pytest.approx((model.probabilities[:, 1] < 0.4).mean())
+    assert found.low < found.value < found.high

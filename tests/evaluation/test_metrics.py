@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from momkd_fl.evaluation.metrics import BINS, ScoreHistogram, auprc, auroc, brier, decisions, estimable
@@ -137,23 +136,3 @@ def test_the_threshold_is_youdens() -> None:
     separated = ScoreHistogram.of([0, 0, 1, 1], np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]]))
     assert separated.youden_threshold() == pytest.approx(0.5, abs=0.02)
     assert ScoreHistogram.of([0], np.array([[0.5, 0.5]])).youden_threshold() is None
-
-
-def test_platt_from_bins_is_near_the_fit_on_scores() -> None:
-    rng = np.random.default_rng(5)
-    logits = 1.5 * rng.standard_normal(4000)
-    labels = (rng.random(4000) < 1 / (1 + np.exp(-(2.0 * logits - 0.7)))).astype(int)
-    probability = 1 / (1 + np.exp(-logits))
-    slope, intercept = ScoreHistogram.of(labels, np.column_stack([1 - probability, probability])).platt()
-    fit = LogisticRegression(C=1e6).fit(logits[:, None], labels)
-    assert slope == pytest.approx(fit.coef_[0, 0], abs=0.05)
-    assert intercept == pytest.approx(fit.intercept_[0], abs=0.05)
-
-
-def test_platt_never_reverses_a_ranking() -> None:
-    labels, probabilities = cohort(300, seed=2)
-    slope, _ = ScoreHistogram.of(1 - labels, probabilities).platt()
-    assert slope == 1.0
-    assert ScoreHistogram.of(np.zeros(5, dtype=int), np.full((5, 2), 0.5)).platt() == (1.0, 0.0)
-    slope, intercept = ScoreHistogram.of([0, 1], np.array([[1.0, 0.0], [0.0, 1.0]])).platt()
-    assert np.isfinite([slope, intercept]).all()

@@ -114,3 +114,26 @@ def test_csv_says_why_a_number_is_not_there(federation_results: Results) -> None
     assert row["value"] == ""
     assert row["note"] == "fewer than 11 patients of a class"
     assert "<11" in {r["value"] for r in rows if r["metric"] == "patients"}
+
+
+def test_csv_has_what_the_page_shows(full_results: Results) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(full_results))))
+
+    def one(**wanted: str) -> dict[str, str]:
+        (found,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+        return found
+
+    cell = full_results.matrix["ODX"]["ashford"]["brinmore"]
+    found = one(section="matrix", method="local:ashford", site="brinmore")
+    assert (float(found["value"]), float(found["low"]), float(found["high"])) == (cell.value, cell.low, cell.high)
+    assert one(section="matrix", method="local:ashford", site="ashford")["note"] == "trained there"
+    transfer = next(t for t in full_results.transfer if t.patients == "held_out" and t.site is None)
+    after = one(section="calibration", method="after", site="all", metric="brier")
+    assert float(after["value"]) == transfer.after["brier"].value
+    assert one(section="calibration", method="before", site="training validation", metric="brier")
+    assert one(section="selection", task="ODX", metric="cross_validated_log_loss", note="isotonic")
+    points = [row for row in rows if row["section"] == "curve"]
+    assert len(points) == sum(len(curve.x) for curve in full_results.curves)
+    assert one(section="failure", metric="message-not-finite")["site"] == "brinmore"
+    assert sum(row["section"] == "memory" for row in rows) == len(full_results.memory_map)
+    assert {len(row) for row in rows} == {10}
