@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,24 @@ class Cell:
         cohort = self.method.cohort.model_dump(mode="json", exclude={"brca", "sites", "encoder"})
         return f"seed{self.seed}-{_digest(cohort)[:12]}"
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """SHA-256 over what is computed: configuration, data, sites, version; nothing of names or folders."""
-        method = asdict(self.method)
-        for name in ("name", "cohort"):
-            del method[name]
+        """SHA-256 over what is computed: configuration, data, sites, version; nothing of names or folders.
+
+        Of the configuration only what differs from the defaults: a key that a later version adds leaves finished
+        cells what they are.
+        """
+        method = self.method
+        federation = self.config(Path("cell")).model_dump(
+            mode="json", exclude_defaults=True, exclude={"name", "output_dir", "members"}
+        )
         said = {
-            "method": method,
+            "federation": {section: values for section, values in federation.items() if values != {}},
+            "method": (method.pooled, method.genomics, method.without_genomics, method.random_memory),
             "cohort": self.data_key,
             "sites": dict(self.sites),
-            "task": self.task,
-            "seed": self.seed,
             "trained": self.trained,
             "tested": self.tested,
-            "encoder": dict(self.encoder),
             "version": self.version,
         }
         return _digest(said)[:24]
