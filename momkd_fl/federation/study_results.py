@@ -102,7 +102,8 @@ class Block:
             scores = Scores.join(parts)
             if inside is not None:
                 scores = scores.rows([row for row, patient in enumerate(scores.ids) if patient in inside])
-            found[seed] = scores
+            if scores.ids:
+                found[seed] = scores
         return found
 
 
