@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks import crc
 from benchmarks.figures import Figure, print_figures
 from benchmarks.prepared import REAL_DATA
+from momkd_fl.cli.frame import OK, run_command
 from momkd_fl.cli.study import open_study, run_study, study_results
-from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Estimate
 from momkd_fl.federation.study_results import ALL, Pair, Row, StudyResults, Verdict
 
@@ -96,15 +96,16 @@ def main() -> int:
     if name == "crc":
         crc.prepare(REAL_DATA / "tcga-crc", ROOT / "out" / "crc", 0)
     path = ROOT / "studies" / f"{name}.yaml"
-    try:
+
+    def work(stop: threading.Event) -> int:
+        status = OK
         if args.action != "summary":
-            status = run_study(path, out, threading.Event(), jobs=args.jobs, only=args.only, status=False)
-            if status:
-                return status
-        return print_figures(figures_of(study_results(open_study(path), out)))
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
+            status = run_study(path, out, stop, jobs=args.jobs, only=args.only, status=False)
+        if stop.is_set():
+            return status
+        return max(status, print_figures(figures_of(study_results(open_study(path), out))))
+
+    return run_command("study", work)
 
 
 if __name__ == "__main__":
