@@ -31,9 +31,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, print_figures
-from benchmarks.leave_one_site_out import Cell, federation
 from benchmarks.settings import SETTINGS
-from momkd_fl.config.base import load
+from momkd_fl.config.base import load, parse
 from momkd_fl.config.federation import FederationConfig, Memory
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.evaluation.comparison import Scores, compare
@@ -214,21 +213,35 @@ def _swapped(
     return Scores.join(parts)
 
 
+def federation(seed: int, members: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]) -> FederationConfig:
+    """The configuration of one run, with its results in ``folder``."""
+    raw = {
+        "name": "staleness",
+        "task": TASK,
+        "encoder": {"name": "synthetic-256", "dim": 256},
+        "output_dir": str(folder),
+        "members": dict(members),
+        "seed": seed,
+        **settings,
+    }
+    raw["rounds"] = {**settings["rounds"], "quorum": 1}
+    return parse(raw, FederationConfig, folder / "federation.yaml")
+
+
 def train_pair(asked: tuple[int, bool]) -> tuple[Trained, Trained]:
     """The stale and the renewed run of one seed, on one thread."""
     seed, quick = asked
     torch.set_num_threads(1)
     sites: Sequence[SynthSite] = QUICK_SITES if quick else DEMO_SITES
     settings = {**SETTINGS, "rounds": {**SETTINGS["rounds"], **({"count": 3} if quick else {})}}
-    roles = {role: tuple(site.name for site in sites if site.role == role) for role in ("train", "evaluate")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_consortium(folder / "data", sites, seed=seed, tasks=(TASK,))
         shelf = Shelf({site: load(path, SiteConfig) for site, path in files.items()}, torch.device("cpu"))
-        cell = Cell(seed, TASK, "federated", roles["train"], roles["evaluate"])
+        members = {site.name: {"role": site.role} for site in sites}
         runs = []
         for renew in (False, True):
-            runs.append(train(federation(cell, folder / str(renew), settings), shelf, renew))
+            runs.append(train(federation(seed, members, folder / str(renew), settings), shelf, renew))
             print(f"seed {seed}, {'renewed' if renew else 'stale'}: trained", file=sys.stderr, flush=True)
     return runs[0], runs[1]
 

@@ -48,6 +48,12 @@ SECTIONS = {
         "the six left-out sites, `external` is the cohort of 25 small ones. Means over generator seeds; the interval "
         "of a difference covers patients and seeds.",
     ),
+    "study-main": (
+        "The study",
+        "`make study ONLY=summary`: every comparator on the semi-real cohort ([study](study.md)).",
+    ),
+    "study-ablations": ("Ablations", "`make study ONLY=summary ARGS=ablations`: what each part is worth, on PR."),
+    "study-crc": ("Real colorectal slides, as a study", "`make study ONLY=summary ARGS=crc`."),
     "synthetic": ("Synthetic cohort", "`make bench ONLY=leave_one_site_out ARGS='--cohort demo --tasks PR'`."),
     "staleness": (
         "Staleness of the memory",

@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, report, check, ingest, provision, privacy and ledger."""
+"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy and ledger."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
         commands.add_parser("simulate", help="run a federation in one process, without a network, on data at hand")
     )
     _report_options(commands.add_parser("report", help="write the report of a finished run again from its results"))
+    _study_options(
+        commands.add_parser("study", help="compare methods on hospitals left out, over tasks and seeds; resumable")
+    )
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
     _provision_options(
@@ -40,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "provision": _provision,
         "privacy": _privacy,
         "ledger": _ledger,
+        "study": _study,
     }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
@@ -107,6 +111,30 @@ def _report(args: argparse.Namespace, stop: threading.Event) -> int:
     from momkd_fl.cli.report import run_report
 
     return run_report(args.run, args.out)
+
+
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", type=Path, required=True, help="the study's file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of finished cells and results")
+    parser.add_argument("--jobs", type=_positive, default=None, help="processes, one thread each; default: the plan's")
+    parser.add_argument("--only", default=None, metavar="TEXT", help="only cells with this in TASK/METHOD/SITES/seedN")
+    parser.add_argument("--status", action="store_true", help="say how far it is, and run nothing")
+    parser.epilog = (
+        "Exit status: 0 all well, 1 a cell failed (the same command tries it again), 2 a mistake in the plan."
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _study(args: argparse.Namespace, stop: threading.Event) -> int:
+    from momkd_fl.cli.study import run_study
+
+    return run_study(args.plan, args.out.resolve(), stop, jobs=args.jobs, only=args.only, status=args.status)
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:

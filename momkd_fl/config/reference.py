@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from momkd_fl.config.base import _models
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
+from momkd_fl.config.study import StudyPlan
 
 _HEAD = """# Configuration reference
 
@@ -27,6 +28,7 @@ def configuration_reference() -> str:
     for title, model in (
         ("A site: `momkd-client --site config.yaml`", SiteConfig),
         ("A federation: `momkd-server --config federation.yaml`", FederationConfig),
+        ("A study: `momkd study --plan study.yaml`", StudyPlan),
     ):
         parts.append(f"## {title}\n")
         parts += _sections(model, "")
@@ -73,7 +75,7 @@ def _type_name(annotation: Any) -> str:
         return " \\| ".join(_type_name(arg) for arg in args)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "yes/no", "Path": "path"}.get(
+    return {"str": "text", "int": "integer", "float": "number", "bool": "yes/no", "Path": "path", "Any": "any"}.get(
         getattr(annotation, "__name__", ""), str(annotation)
     )
 

@@ -70,11 +70,11 @@ def run_here(base: FederationConfig, site_files: Mapping[str, Path], arms: Seque
 
 def _work(base: FederationConfig, files: Mapping[str, Path], arms: Sequence[Arm], folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
     run_here(base, files, arms, folder)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that is killed cannot end its processes; each watches for itself."""
     parent = multiprocessing.parent_process()
     if parent is not None:

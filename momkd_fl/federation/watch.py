@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.federation.state import RoundRecord
@@ -94,8 +95,8 @@ def open_watch(config: FederationConfig, *, plain: bool | None = None) -> Watch:
     return Watch(progress, log, metrics, dict.fromkeys(sites, "expected"))
 
 
-def unwatched(config: FederationConfig) -> Watch:
-    """A watch that shows and writes nothing, for runs in the background."""
+def unwatched(config: FederationConfig, said: TextIO | None = None) -> Watch:
+    """A watch that shows nothing, for runs in the background; ``said`` receives its sentences."""
     sites = list(config.members)
-    progress = Progress.open(config.rounds.count, sites, plain=True, stream=io.StringIO())
+    progress = Progress.open(config.rounds.count, sites, plain=True, stream=said or io.StringIO())
     return Watch(progress, JsonLog(None, "coordinator", sites=sites), ServerMetrics(config.rounds.count, sites))

@@ -76,6 +76,7 @@ class _Recipe:
     stain: float
     mean_patches: int
     tasks: tuple[str, ...]
+    warp: float
 
 
 def write_consortium(
@@ -85,6 +86,7 @@ def write_consortium(
     seed: int,
     gain: float = 1.0,
     stain: float = 0.6,
+    warp: float = 0.0,
     dim: int = 256,
     mean_patches: int = 80,
     tasks: Sequence[str] = ("PR", "HER2", "ODX"),
@@ -98,6 +100,7 @@ def write_consortium(
     seed : of tissues, hospitals and patients; the same seed writes the same bytes
     gain : how strongly molecular programmes show in the tumour; 0: histology knows nothing of the labels
     stain : how far hospitals' stains lie apart (0, 0.6 and 1.2 are the benchmark's)
+    warp : strength of each hospital's distortion that is not affine
     dim, mean_patches : width of the embeddings; median patches of a slide
     tasks : keys of :data:`TASKS`
     expression : real profiles (see :func:`momkd_fl.synth.expression.real_brca`); default: synthetic ones
@@ -117,7 +120,7 @@ def write_consortium(
     ids = {site.name: [f"{site.name}-{number + 1:04d}" for number in range(site.patients)] for site in sites}
     profiles = synthetic(ids, seed) if expression is None else expression
     _check(folder, sites, tasks, profiles)
-    recipe = _Recipe(tissue_model(seed, dim), seed, gain, stain, mean_patches, tuple(tasks))
+    recipe = _Recipe(tissue_model(seed, dim), seed, gain, stain, mean_patches, tuple(tasks), warp)
     return {site.name: _write_site(folder / site.name, site, profiles, recipe) for site in sites}
 
 
@@ -128,18 +131,20 @@ def write_semi_real(
     seed: int,
     gain: float = 1.0,
     stain: float = 0.6,
+    warp: float = 0.0,
     dim: int = 256,
     mean_patches: int = 80,
     tasks: Sequence[str] = ("PR", "HER2", "ODX"),
+    without_genomics: Sequence[str] = SEMI_REAL_WITHOUT_GENOMICS,
 ) -> dict[str, Path]:
     """Write the semi-real benchmark: real expression, labels and hospitals, synthetic slides.
 
-    Six training sites (:data:`SEMI_REAL_TRAINING`), two of them without genomics, and ``external``, the
-    other tissue source sites together, which never trains. Parameters, result and errors are those of
+    Six training sites (:data:`SEMI_REAL_TRAINING`), some of them (``without_genomics``) without expression, and
+    ``external``, the other tissue source sites together, which never trains. Parameters, result and errors are those of
     :func:`write_consortium`; ``brca_folder`` is that of :func:`momkd_fl.synth.expression.real_brca`.
     """
     profiles = real_brca(Path(brca_folder))
-    sites = [SynthSite(name, genomics=name not in SEMI_REAL_WITHOUT_GENOMICS) for name in SEMI_REAL_TRAINING]
+    sites = [SynthSite(name, genomics=name not in without_genomics) for name in SEMI_REAL_TRAINING]
     others = tuple(sorted(set(profiles.hospitals) - set(SEMI_REAL_TRAINING)))
     sites.append(SynthSite("external", genomics=False, role="evaluate", hospitals=others))
     return write_consortium(
@@ -148,6 +153,7 @@ def write_semi_real(
         seed=seed,
         gain=gain,
         stain=stain,
+        warp=warp,
         dim=dim,
         mean_patches=mean_patches,
         tasks=tasks,
@@ -182,7 +188,7 @@ def _write_site(folder: Path, site: SynthSite, profiles: Profiles, recipe: _Reci
     rows = profiles.at(_hospitals(site))
     stain = recipe.stain if site.stain is None else site.stain
     shifts = {
-        name: site_shift(recipe.tissue, name, stain=stain, seed=recipe.seed)
+        name: site_shift(recipe.tissue, name, stain=stain, seed=recipe.seed, warp=recipe.warp)
         for name in sorted({profiles.hospitals[row] for row in rows})
     }
     for row in rows:

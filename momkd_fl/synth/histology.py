@@ -31,6 +31,9 @@ _STAIN_RANK = 8
 _MEAN_SCALE = 0.5
 _WITHIN_SCALE = 0.35
 _STAIN_SCALE = 0.35
+_WARP_RANK = 8
+_PATCH_SCALE = 0.8
+"""Root mean square of a patch's features about, so that the warp's inputs have unit variance."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,28 @@ class TissueModel:
 
 
 @dataclass(frozen=True)
+class Warp:
+    """A smooth random map of the feature space: f becomes f + tanh(f V + b) U.
+
+    No scaling and shift of single features undoes it. Attributes: ``into`` V (D, 8), ``bias`` b (8,), ``out`` U (8, D).
+    """
+
+    into: Floats
+    bias: Floats
+    out: Floats
+
+    def __call__(self, features: Floats) -> Floats:
+        """Distorted features (P, D)."""
+        return np.asarray(features + np.tanh(features @ self.into + self.bias) @ self.out, dtype=np.float64)
+
+
+@dataclass(frozen=True)
 class SiteShift:
-    """A hospital's look: every feature is scaled and shifted; shapes (D,)."""
+    """A hospital's look: features are distorted (where there is a warp), then each is scaled and shifted, (D,)."""
 
     scale: Floats
     offset: Floats
+    warp: Warp | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +112,23 @@ def tissue_model(seed: int, dim: int = 256) -> TissueModel:
     )
 
 
-def site_shift(model: TissueModel, site: str, *, stain: float, seed: int) -> SiteShift:
-    """The look of one hospital; ``stain`` 0 leaves only its channel gains (EVALUATION item 5)."""
+def site_shift(model: TissueModel, site: str, *, stain: float, seed: int, warp: float = 0.0) -> SiteShift:
+    """The look of one hospital.
+
+    ``stain`` 0 leaves only its channel gains (EVALUATION item 5); ``warp`` above 0 adds a distortion that is not
+    affine, at 1 about as large as a stain of 1. The channel gains and the stain do not depend on it.
+    """
     rng = generator(seed, "site", site)
     scale = np.exp(0.12 * rng.standard_normal(model.dim))
-    return SiteShift(scale=scale, offset=stain * rng.standard_normal(_STAIN_RANK) @ model.stain)
+    offset = stain * rng.standard_normal(_STAIN_RANK) @ model.stain
+    return SiteShift(scale=scale, offset=offset, warp=_warp(model.dim, site, warp, seed) if warp else None)
+
+
+def _warp(dim: int, site: str, strength: float, seed: int) -> Warp:
+    rng = generator(seed, "warp", site)
+    into = rng.standard_normal((dim, _WARP_RANK)) / (_PATCH_SCALE * np.sqrt(dim))
+    bias = 0.5 * rng.standard_normal(_WARP_RANK)
+    return Warp(into, bias, strength * _STAIN_SCALE * rng.standard_normal((_WARP_RANK, dim)))
 
 
 def visible_morphology(programmes: Floats, rng: np.random.Generator) -> Floats:
@@ -134,6 +166,8 @@ def slide_bag(
         features[here] += directions[here] @ model.within[tissue]
     features[signal] += gain * tint[signal] @ model.signal
     slide = 0.25 * rng.standard_normal(_STAIN_RANK) @ model.stain
+    if shift.warp is not None:
+        features = shift.warp(features)
     return SyntheticBag(
         features=(features * shift.scale + shift.offset + slide).astype(np.float16),
         coords=cells[:, ::-1] * _PATCH_PX_LEVEL0,

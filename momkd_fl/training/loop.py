@@ -121,7 +121,7 @@ def train(
     )  # fmt: skip
     with closing(packs):
         for batch, seed_of_step in packs:
-            torch.manual_seed(seed_of_step)
+            _seed(device, seed_of_step)
             for name, value in run(batch).items():
                 totals[name] = totals.get(name, 0.0) + value
             del batch  # before the next pack is asked for: a large bag is not held twice
@@ -218,6 +218,14 @@ def predict(
         loss=torch.where(truth == NO_LABEL, torch.nan, loss).numpy(),
         effective_patches=effective / max(len(patients), 1),
     )
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """``torch.manual_seed`` of the device at hand; on a CPU without what it does for GPUs, 2 ms a step."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _branches(model: Model) -> dict[str, list[torch.nn.Parameter]]:

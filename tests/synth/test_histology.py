@@ -96,3 +96,31 @@ def test_every_bag_is_sound(seed: int, mean_patches: int) -> None:
     assert np.isfinite(bag.features).all()
     assert len(np.unique(bag.coords, axis=0)) == patches == len(bag.coords)
     assert (bag.coords >= 0).all()
+
+
+def test_a_warp_leaves_stain_and_gains_alone_and_none_leaves_every_byte() -> None:
+    warped = site_shift(MODEL, "oak", stain=0.6, seed=0, warp=1.0)
+    assert SHIFT.warp is None
+    np.testing.assert_array_equal(warped.scale, SHIFT.scale)
+    np.testing.assert_array_equal(warped.offset, SHIFT.offset)
+    plain, bent = (slide_bag(MODEL, np.ones(PROGRAMMES), s, generator(5, "x")) for s in (SHIFT, warped))
+    np.testing.assert_array_equal(plain.coords, bent.coords)
+    np.testing.assert_array_equal(plain.tissues, bent.tissues)
+    assert not np.array_equal(plain.features, bent.features)
+
+
+def test_no_scaling_and_shift_of_features_undoes_a_warp() -> None:
+    """The best affine fit of each feature leaves a rest that grows with the warp; of a stain it leaves nothing."""
+    values = np.random.default_rng(0).standard_normal((2000, 64)) * 0.8
+    rest = []
+    for strength in (0.3, 1.0):
+        warp = site_shift(MODEL, "oak", stain=0.0, seed=0, warp=strength).warp
+        assert warp is not None
+        bent = warp(values)
+        slope = ((values - values.mean(0)) * (bent - bent.mean(0))).mean(0) / values.var(0)
+        rest.append(float(np.sqrt((bent - bent.mean(0) - slope * (values - values.mean(0))).var(0).mean())))
+    assert rest[0] > 0.05
+    assert rest[1] == pytest.approx(rest[0] / 0.3, rel=0.2)
+    other = site_shift(MODEL, "ash", stain=0.0, seed=0, warp=1.0).warp
+    assert other is not None
+    assert not np.allclose(other(values), warp(values)), "every hospital has its own"
