@@ -76,7 +76,7 @@ class Costs:
 
 @dataclass
 class Rehearsal:
-    """A round under way: the sites' states, the aggregator's, and what it has cost so far."""
+    """A round under way: the sites' states and what it has cost so far; with ``keep``, every message of it."""
 
     consortium: Consortium
     manifest: Manifest
@@ -84,6 +84,8 @@ class Rehearsal:
     policies: Mapping[str, Policy]
     states: dict[str, State] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
+    keep: bool = False
+    messages: list[bytes] = field(default_factory=list)
 
     def run(self, drops: Mapping[str, Step] | None = None) -> Sum:
         """All five steps; a site in ``drops`` no longer answers from its step on."""
@@ -112,6 +114,8 @@ class Rehearsal:
         costs.site_cpu_s[site] = costs.site_cpu_s.get(site, 0.0) + time.process_time() - started
         costs.up_bytes[site] = costs.up_bytes.get(site, 0) + len(reply)
         costs.down_bytes[site] = costs.down_bytes.get(site, 0) + len(message)
+        if self.keep:
+            self.messages += [message, reply]
         return reply
 
     def _aggregate(self, work: Callable[[], T]) -> T:

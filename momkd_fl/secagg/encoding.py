@@ -41,7 +41,9 @@ class Encoding:
         """Whether the sum of this many sites stays below 2^63."""
         if not 0 <= self.fraction_bits <= FRACTION_BITS_MAX:
             return False
-        if not (math.isfinite(self.limit) and math.isfinite(self.weight_max) and min(self.limit, self.weight_max) > 0):
+        if not (
+            0 < self.limit < math.inf and 0 < self.weight_max < math.inf and self.weight_max * self.limit < 2.0**63
+        ):
             return False
         return sites * (math.ldexp(self.weight_max * self.limit, self.fraction_bits) + 0.5) < 2.0**63
 
