@@ -34,7 +34,7 @@ OLD: list[bytes] = []
 """Messages of an earlier round of the same sites, for replays."""
 
 SETTINGS = settings(
-    max_examples=100,
+    max_examples=120,
     stateful_step_count=14,
     deadline=None,
     derandomize=True,
@@ -55,6 +55,7 @@ class MaliciousServer(RuleBasedStateMachine):
         self.adversary = Adversary(PARTIES, MANIFEST, frozenset(NAMES[len(NAMES) - corrupt :]), VALUES)
         self.sets = [frozenset(NAMES), frozenset(NAMES) - {NAMES[late]}, *sets]
         self.sent: list[bytes] = list(OLD)
+        self.checked = (0, 0)
 
     def message(self, name: str, view: int) -> bytes:
         """What the site waits for, under one of several views of who takes part."""
@@ -126,8 +127,10 @@ class MaliciousServer(RuleBasedStateMachine):
 
     @invariant()
     def no_small_sum_is_known(self) -> None:
-        if not self.adversary.openings:
+        seen = len(self.adversary.openings), len(self.adversary.masked)
+        if not self.adversary.openings or seen == self.checked:
             return
+        self.checked = seen
         honest_least = MANIFEST.threshold - len(self.adversary.corrupt)
         assert not self.adversary.revealed(honest_least - 1)
         for group in self.adversary.revealed(len(self.adversary.honest)):
@@ -170,7 +173,7 @@ def test_a_malicious_server_learns_no_small_sum():
     MaliciousServer.finished = MaliciousServer.sums = 0
     run_state_machine_as_test(MaliciousServer, settings=SETTINGS)
     assert MaliciousServer.finished > 100  # else the machine would have tested refusals only
-    assert MaliciousServer.sums > 100
+    assert MaliciousServer.sums > 30  # sums that it came to know, each compared with the truth
 
 
 def both_kinds(here, shares, peer, survivors):
