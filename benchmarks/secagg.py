@@ -3,7 +3,7 @@
 Every party's CPU-seconds are taken around its own steps. The wall time is of all parties one after the other on one
 core, so that over processes the sites' part of it is divided by the cores that they have.
 
-python -m benchmarks secagg [--quick] [--repeats 3]
+python -m benchmarks secagg [--quick] [--repeats 3] [--case 1m_x_10]
 """
 
 from __future__ import annotations
@@ -141,10 +141,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a smoke run: few numbers, once")
+    parser.add_argument("--case", action="append", help="only this size, such as 1m_x_10; may be given again")
     args = parser.parse_args()
     repeats = 1 if args.quick else args.repeats
     figures = [Figure("secagg.extra_round_trips", len(STEPS) - 1, "round trips")]
-    for case in (Case(*size) for size in (QUICK_SIZES if args.quick else SIZES)):
+    cases = [Case(*size) for size in (QUICK_SIZES if args.quick else SIZES)]
+    if args.case and not set(args.case) <= {case.name for case in cases}:
+        parser.error(f"there are the sizes {', '.join(case.name for case in cases)}")
+    for case in (case for case in cases if not args.case or case.name in args.case):
         figures += [*whole_rounds(case, repeats), *recoveries(case, repeats)]
     return print_figures(without_targets(figures) if args.quick else figures)
 
