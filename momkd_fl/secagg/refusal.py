@@ -28,7 +28,6 @@ REFUSALS = {
     "sites-too-few": "fewer sites are left than the threshold",
     "roster-differs": "a message belongs to another list of keys, or of sites that dealt shares",
     "share-not-opened": "a sealed share cannot be opened: changed, or meant for another round, sender or receiver",
-    "share-wrong": "a share is not the one that its dealer committed to",
     "share-kind": "shares of the wrong kind: one kind for each peer, self masks of survivors, mask keys of the others",
     "shares-too-few": "fewer valid shares arrived than it takes to recover a secret",
     "secret-wrong": "what the shares recover is not what the dealer committed to",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import COUNTS, WEIGHTS
 
 from benchmarks.secagg_round import MODEL, Consortium
+from momkd_fl.secagg import refusal
 from momkd_fl.secagg.encoding import Encoding
 from momkd_fl.secagg.manifest import Manifest, Policy, Segment, least_threshold, read_manifest
 from momkd_fl.secagg.refusal import REFUSALS, SecAggError
@@ -140,7 +143,13 @@ def test_a_segment_is_released_over_three_counted_holders():
 
 
 def test_a_refusal_has_a_known_code_and_names_the_site():
-    problem = SecAggError("share-wrong", "S01")
-    assert (problem.code, problem.site) == ("share-wrong", "S01")
-    assert str(problem) == f"S01: {REFUSALS['share-wrong']} [share-wrong]"
+    problem = SecAggError("share-kind", "S01")
+    assert (problem.code, problem.site) == ("share-kind", "S01")
+    assert str(problem) == f"S01: {REFUSALS['share-kind']} [share-kind]"
     assert SecAggError("made up").code == "codes-are-closed"
+
+
+def test_the_codes_are_those_that_are_raised():
+    source = "".join(path.read_text("utf-8") for path in Path(refusal.__file__).parent.glob("*.py"))
+    raised = set(re.findall(r'SecAggError\("([a-z-]+)"', source))
+    assert raised == set(REFUSALS) - {"codes-are-closed"}
