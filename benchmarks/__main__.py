@@ -21,6 +21,8 @@ NAMES = {
     "gpu": "patients a second on a GPU (status 2 where there is none)",
     "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
     "staleness": "what it costs that the memory is measured a round before it is used",
+    "secagg": "secure aggregation: seconds, bytes, error and recovery of whole rounds in one process",
+    "secagg_fuzz": "a million changed messages of secure aggregation: refused, or read as they are",
     "crc": "real colorectal features and labels, two sites, both ways",
 }
 

@@ -39,6 +39,12 @@ SECTIONS = {
     "evaluate": ("Evaluation against its peers", "`make bench ONLY=evaluate`: see [performance](performance.md)."),
     "growth": ("Growth", "`make bench ONLY=growth`: log-log slopes of CPU-seconds."),
     "loader": ("Waiting for data", "`make bench ONLY=loader`: share of an epoch's wall time, no cache."),
+    "secagg": (
+        "Secure aggregation",
+        "`make bench ONLY=secagg`: whole rounds in one process, all parties one after the other, no network. What the "
+        "protocol promises: [secure-aggregation.md](secure-aggregation.md).",
+    ),
+    "secagg_fuzz": ("Changed messages", "`make bench ONLY=secagg_fuzz`: of secure aggregation, all kinds in turn."),
     "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
     "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),

@@ -1,1 +1,1 @@
-"""Secure aggregation as pure state machines."""
+"""Secure aggregation as pure state machines: no network, no clock (docs/secure-aggregation.md)."""
