@@ -8,12 +8,21 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from momkd_fl.errors import UserError
 
 PRIVATE_MODE = 0o600
 KEY_BYTES_MAX = 1 << 16
+PASSPHRASE_BYTES_MIN = 12
+_WHERE = "tls.passphrase_env or tls.passphrase_file ('momkd provision': --passphrase-env or --passphrase-file)"
 
 
 def load_private_key(path: Path, passphrase: bytes | None) -> EllipticCurvePrivateKey:
@@ -32,34 +41,7 @@ def load_private_key(path: Path, passphrase: bytes | None) -> EllipticCurvePriva
         ``key-missing``, ``key-symlink``, ``key-unreadable``, ``key-mode``, ``key-not-pem``, ``key-passphrase`` or
         ``key-wrong-curve``; no sentence holds any part of the key or the passphrase.
     """
-    pem = read_private(path)
-    encrypted = b"ENCRYPTED" in pem
-    if encrypted and not passphrase:
-        raise UserError(
-            "key-passphrase",
-            f"{path}: the private key is encrypted and no passphrase was given. Put the passphrase into an environment "
-            "variable and name that variable as tls.passphrase_env.",
-        )
-    if passphrase and not encrypted and b"PRIVATE KEY" in pem:
-        raise UserError(
-            "key-passphrase",
-            f"{path}: a passphrase was given, but the private key is not encrypted. Take tls.passphrase_env out, or "
-            "encrypt the key.",
-        )
-    try:
-        key = load_pem_private_key(pem, passphrase or None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        if encrypted:
-            raise UserError(
-                "key-passphrase",
-                f"{path}: the passphrase does not open the private key, or the file is damaged. Check the environment "
-                "variable named as tls.passphrase_env.",
-            ) from None
-        raise UserError(
-            "key-not-pem",
-            f"{path}: is not a private key in PEM form. It must begin with '-----BEGIN PRIVATE KEY-----'; restore it "
-            "from your copy, or have a new key and certificate issued.",
-        ) from None
+    key = open_private_key(path, passphrase)
     if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP384R1):
         raise UserError(
             "key-wrong-curve",
@@ -68,9 +50,71 @@ def load_private_key(path: Path, passphrase: bytes | None) -> EllipticCurvePriva
     return key
 
 
-def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
-    """Write ``key`` as unencrypted PKCS 8 PEM, mode 0600 (raises UserError as :func:`write_new`)."""
-    write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), PRIVATE_MODE)
+def open_private_key(path: Path, passphrase: bytes | None, setting: str = "tls.private_key") -> object:
+    """A private key of any kind in a PEM file; parameters and errors as :func:`load_private_key`, less the curve."""
+    pem = read_private(path, setting)
+    encrypted = b"ENCRYPTED" in pem
+    if encrypted and not passphrase:
+        raise UserError(
+            "key-passphrase",
+            f"{path}: the private key is encrypted and no passphrase was given. Name where it is as {_WHERE}.",
+        )
+    if passphrase and not encrypted and b"PRIVATE KEY" in pem:
+        raise UserError(
+            "key-passphrase",
+            f"{path}: a passphrase was given, but the private key is not encrypted. Take {_WHERE} out, or encrypt the "
+            "key.",
+        )
+    try:
+        return load_pem_private_key(pem, passphrase or None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if encrypted:
+            raise UserError(
+                "key-passphrase",
+                f"{path}: the passphrase does not open the private key, or the file is damaged. Check {_WHERE}.",
+            ) from None
+        raise UserError(
+            "key-not-pem",
+            f"{path}: is not a private key in PEM form. It must begin with '-----BEGIN PRIVATE KEY-----'; restore it "
+            "from your copy, or have a new key and certificate issued.",
+        ) from None
+
+
+def write_private_key(
+    path: Path, key: EllipticCurvePrivateKey | Ed25519PrivateKey, passphrase: bytes | None = None
+) -> None:
+    """Write ``key`` as PKCS 8 PEM, mode 0600, encrypted where there is a passphrase (raises as :func:`write_new`)."""
+    encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), PRIVATE_MODE)
+
+
+def read_passphrase(path: Path) -> bytes:
+    """The first line of a file that its owner alone may read.
+
+    Raises
+    ------
+    UserError
+        As :func:`check_passphrase` and :func:`read_private`.
+    """
+    lines = read_private(path, "the passphrase file").splitlines()
+    return check_passphrase(lines[0] if lines else b"", str(path))
+
+
+def check_passphrase(passphrase: bytes, where: str) -> bytes:
+    """``passphrase`` itself, unless it is short: PKCS 8 slows down guessing only a little.
+
+    Raises
+    ------
+    UserError
+        ``passphrase-short``.
+    """
+    if len(passphrase) < PASSPHRASE_BYTES_MIN:
+        raise UserError(
+            "passphrase-short",
+            f"{where}: a passphrase has at least {PASSPHRASE_BYTES_MIN} characters. Make one with "
+            "'openssl rand -hex 16'.",
+        )
+    return passphrase
 
 
 def write_new(path: Path, content: bytes, mode: int) -> None:

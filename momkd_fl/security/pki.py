@@ -1,13 +1,13 @@
 """The consortium's certificates: one root, one certificate and one EC P-384 key per party.
 
-The same key serves TLS and Flower's node authentication. The root signs parties only (path length 0); a server's
-certificate is good for serving, a site's for calling, and neither for the other.
+The same key serves TLS and Flower's node authentication, and the certificate also names the party's Ed25519 key. The
+root signs parties only (path length 0); a server's certificate is good for serving, a site's for calling, and neither
+for the other.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,18 +25,28 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from momkd_fl.errors import UserError
 from momkd_fl.security.keystore import load_private_key, refuse_existing, write_new, write_private_key
+from momkd_fl.security.signing_request import (
+    Kind,
+    SigningRequest,
+    check_party,
+    create_keys,
+    is_address,
+    make_request,
+)
 
 ROOT_DAYS = 3650
 PARTY_DAYS = 825
 CLOCK_SKEW = timedelta(hours=1)
 """A new certificate is valid this much before it was made: hospitals' clocks differ."""
 
-_PARTY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+SIGNING_URI = "urn:momkd:ed25519:"
+"""Before the Ed25519 key in a certificate's alternative names, a URI (RFC 5280, section 4.2.1.6)."""
+
+PURPOSES = {"site": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-def create_root(folder: Path, name: str) -> None:
-    """Make the consortium's root: ``ca.crt`` and ``ca.key`` (mode 0600) in ``folder``.
+def create_root(folder: Path, name: str, passphrase: bytes | None = None) -> None:
+    """Make the consortium's root: ``ca.crt`` and ``ca.key`` (mode 0600, encrypted where there is a passphrase).
 
     Raises
     ------
@@ -51,15 +61,59 @@ def create_root(folder: Path, name: str) -> None:
     )
     key = generate_private_key(SECP384R1())
     builder = (
-        _begin(subject, subject, key, ROOT_DAYS)
+        _begin(subject, subject, key.public_key(), ROOT_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
     )
-    _write_pair(folder, "ca", builder.sign(key, SHA384()), key)
+    _write_pair(folder, "ca", builder.sign(key, SHA384()), key, passphrase)
+
+
+def certify(
+    request: SigningRequest, ca_folder: Path, *, days: int = PARTY_DAYS, passphrase: bytes | None = None
+) -> x509.Certificate:
+    """The certificate that a request asks for; whose request it is, the keyholder has established.
+
+    Parameters
+    ----------
+    request : SigningRequest
+    ca_folder : Path
+        Where ``ca.crt`` and ``ca.key`` are.
+    days : int
+        Validity.
+    passphrase : bytes or None
+        Of ``ca.key``.
+
+    Raises
+    ------
+    UserError
+        As :meth:`SigningRequest.check`; ``certificate-days``; what is wrong with the root's certificate (as
+        :func:`check_certificate`) or key (as :func:`private_key_of`).
+    """
+    request.check()
+    root, root_key = _signer(ca_folder, request.name, days, passphrase)
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(SIGNING_URI + request.signing_key)]
+    names += [
+        x509.IPAddress(ipaddress.ip_address(host)) if is_address(host) else x509.DNSName(host) for host in request.hosts
+    ]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, request.name)])
+    builder = (
+        _begin(subject, root.subject, request.public_tls_key(), days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([PURPOSES[request.kind]]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+    )
+    return builder.sign(root_key, SHA384())
+
+
+def write_certificate(path: Path, certificate: x509.Certificate) -> None:
+    """Write it as PEM; raises UserError ``key-exists`` or ``key-not-written``."""
+    write_new(path, certificate.public_bytes(Encoding.PEM), 0o644)
 
 
 def issue_server(folder: Path, ca_folder: Path, name: str, hosts: list[str], *, days: int = PARTY_DAYS) -> None:
-    """Make the server's ``<name>.crt`` and ``<name>.key`` (mode 0600) in ``folder``, signed by the root.
+    """Make a server's keys and its certificate in one place, as a trial does.
 
     Parameters
     ----------
@@ -75,26 +129,14 @@ def issue_server(folder: Path, ca_folder: Path, name: str, hosts: list[str], *, 
     Raises
     ------
     UserError
-        ``host-invalid``, or as :func:`issue_site`.
+        As :func:`certify`; ``key-exists`` or ``key-not-written``.
     """
-    if not hosts:
-        raise UserError(
-            "host-invalid", f"{name}: a server's certificate needs at least one host name or IP address of the server."
-        )
-    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-    _issue(folder, ca_folder, name, days, ExtendedKeyUsageOID.SERVER_AUTH, names)
+    _issue(folder, ca_folder, name, "server", tuple(hosts), days)
 
 
 def issue_site(folder: Path, ca_folder: Path, name: str, *, days: int = PARTY_DAYS) -> None:
-    """Make a site's ``<name>.crt`` and ``<name>.key`` (mode 0600) in ``folder``, signed by the root.
-
-    Raises
-    ------
-    UserError
-        ``name-invalid``, ``key-exists``, ``key-not-written``, ``certificate-days``; what is wrong with the root's
-        certificate (as :func:`check_certificate`) or key (as :func:`private_key_of`).
-    """
-    _issue(folder, ca_folder, name, days, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+    """Make a site's keys and its certificate in one place (raises as :func:`issue_server`)."""
+    _issue(folder, ca_folder, name, "site", (), days)
 
 
 def public_key_of(certificate: Path) -> EllipticCurvePublicKey:
@@ -105,7 +147,7 @@ def public_key_of(certificate: Path) -> EllipticCurvePublicKey:
     UserError
         ``certificate-missing``, ``certificate-unreadable``, ``certificate-not-pem`` or ``certificate-wrong-curve``.
     """
-    return _curve_key(_load(certificate), certificate)
+    return curve_key(load_certificate(certificate), certificate)
 
 
 def check_certificate(certificate: Path, ca: Path, now: datetime | None = None) -> None:
@@ -125,8 +167,8 @@ def check_certificate(certificate: Path, ca: Path, now: datetime | None = None) 
         ``certificate-not-a-root``, or as :func:`public_key_of`.
     """
     root = _load_root(ca, now)
-    party = _load(certificate)
-    _curve_key(party, certificate)
+    party = load_certificate(certificate)
+    curve_key(party, certificate)
     try:
         party.verify_directly_issued_by(root)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -138,9 +180,14 @@ def check_certificate(certificate: Path, ca: Path, now: datetime | None = None) 
     _check_dates(party, certificate, now)
 
 
+def expiry(certificate: Path) -> datetime:
+    """When a certificate ends, UTC (raises as :func:`public_key_of`)."""
+    return load_certificate(certificate).not_valid_after_utc
+
+
 def days_left(certificate: Path) -> float:
     """Days until a certificate ends; negative once it has (raises as :func:`public_key_of`)."""
-    return (_load(certificate).not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400.0
+    return (expiry(certificate) - datetime.now(UTC)).total_seconds() / 86400.0
 
 
 def private_key_of(certificate: Path, private_key: Path, passphrase: bytes | None) -> EllipticCurvePrivateKey:
@@ -163,22 +210,20 @@ def private_key_of(certificate: Path, private_key: Path, passphrase: bytes | Non
     return key
 
 
-def _issue(
-    folder: Path,
-    ca_folder: Path,
-    name: str,
-    days: int,
-    purpose: x509.ObjectIdentifier,
-    hosts: x509.SubjectAlternativeName | None,
-) -> None:
-    if not _PARTY_NAME.fullmatch(name):
-        raise UserError(
-            "name-invalid",
-            f"{name!r}: a party's name has 1 to 64 letters, digits, '_', '.' or '-' and begins with a letter or digit.",
-        )
+def _issue(folder: Path, ca_folder: Path, name: str, kind: Kind, hosts: tuple[str, ...], days: int) -> None:
+    check_party(name, kind, hosts)
+    refuse_existing(folder / f"{name}.crt")
+    _signer(ca_folder, name, days, None)  # what is wrong with the root shows before a key is written
+    keys = create_keys(folder, name)
+    write_certificate(folder / f"{name}.crt", certify(make_request(name, kind, hosts, *keys), ca_folder, days=days))
+
+
+def _signer(
+    ca_folder: Path, name: str, days: int, passphrase: bytes | None
+) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
     root_file = ca_folder / "ca.crt"
     root = _load_root(root_file, None)
-    root_key = private_key_of(root_file, ca_folder / "ca.key", None)
+    key = private_key_of(root_file, ca_folder / "ca.key", passphrase)
     left = (root.not_valid_after_utc - datetime.now(UTC)).days
     if not 1 <= days <= left:
         raise UserError(
@@ -186,31 +231,20 @@ def _issue(
             f"{name}: a certificate may be valid for 1 day to the {left} days that the root in {root_file} has left, "
             f"not {days}.",
         )
-    key = generate_private_key(SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        _begin(subject, root.subject, key, days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
-    )
-    if hosts is not None:
-        builder = builder.add_extension(hosts, critical=False)
-    _write_pair(folder, name, builder.sign(root_key, SHA384()), key)
+    return root, key
 
 
-def _begin(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
+def _begin(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
@@ -228,20 +262,9 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in host.split(".")):
-        raise UserError(
-            "host-invalid",
-            f"{host!r}: is neither a DNS name nor an IP address. Write it without https://, port or wildcard.",
-        )
-    return x509.DNSName(host)
-
-
-def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> None:
+def _write_pair(
+    folder: Path, name: str, certificate: x509.Certificate, key: EllipticCurvePrivateKey, passphrase: bytes | None
+) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as problem:
@@ -249,11 +272,18 @@ def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: Ell
             "key-not-written", f"{folder}: the folder cannot be made ({problem.strerror}). Choose another."
         ) from None
     refuse_existing(folder / f"{name}.crt")
-    write_private_key(folder / f"{name}.key", key)
+    write_private_key(folder / f"{name}.key", key, passphrase)
     write_new(folder / f"{name}.crt", certificate.public_bytes(Encoding.PEM), 0o644)
 
 
-def _load(path: Path) -> x509.Certificate:
+def load_certificate(path: Path) -> x509.Certificate:
+    """The first certificate in a PEM file; nobody has checked it yet.
+
+    Raises
+    ------
+    UserError
+        ``certificate-missing``, ``certificate-unreadable`` or ``certificate-not-pem``.
+    """
     try:
         pem = path.read_bytes()
     except FileNotFoundError:
@@ -274,8 +304,8 @@ def _load(path: Path) -> x509.Certificate:
 
 
 def _load_root(path: Path, now: datetime | None) -> x509.Certificate:
-    root = _load(path)
-    _curve_key(root, path)
+    root = load_certificate(path)
+    curve_key(root, path)
     try:
         is_root = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, ValueError):
@@ -289,7 +319,8 @@ def _load_root(path: Path, now: datetime | None) -> x509.Certificate:
     return root
 
 
-def _curve_key(certificate: x509.Certificate, path: Path) -> EllipticCurvePublicKey:
+def curve_key(certificate: x509.Certificate, path: Path) -> EllipticCurvePublicKey:
+    """Its key; raises UserError ``certificate-wrong-curve`` unless that is on P-384."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):

@@ -8,23 +8,16 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from momkd_fl.errors import UserError
-from momkd_fl.security.keystore import PRIVATE_MODE, read_private, write_new
+from momkd_fl.security.keystore import open_private_key, write_new, write_private_key
 
 PUBLIC_MODE = 0o644
 
 
-def create_signing_key(folder: Path, name: str) -> Ed25519PrivateKey:
-    """Make ``<name>.sign.key`` (mode 0600) and ``<name>.sign.pub`` in ``folder``.
+def create_signing_key(folder: Path, name: str, passphrase: bytes | None = None) -> Ed25519PrivateKey:
+    """Make ``<name>.sign.key`` (mode 0600, encrypted where there is a passphrase) and ``<name>.sign.pub``.
 
     Raises
     ------
@@ -33,29 +26,25 @@ def create_signing_key(folder: Path, name: str) -> Ed25519PrivateKey:
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_new(folder / f"{name}.sign.key", private, PRIVATE_MODE)
+    write_private_key(folder / f"{name}.sign.key", key, passphrase)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     write_new(folder / f"{name}.sign.pub", public, PUBLIC_MODE)
     return key
 
 
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
+def load_signing_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """The Ed25519 private key in a PEM file that its owner alone may read.
 
     Raises
     ------
     UserError
-        ``signing-key-invalid``, or as :func:`~momkd_fl.security.keystore.read_private`.
+        ``signing-key-invalid``, or as :func:`~momkd_fl.security.keystore.open_private_key`.
     """
-    try:
-        key = load_pem_private_key(read_private(path, "the signing key"), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
+    key = open_private_key(path, passphrase, "the signing key")
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(
             "signing-key-invalid",
-            f"{path}: is not an unencrypted Ed25519 private key in PEM form. Name the party's .sign.key file.",
+            f"{path}: is not an Ed25519 private key in PEM form. Name the party's .sign.key file.",
         )
     return key
 

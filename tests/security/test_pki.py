@@ -100,11 +100,20 @@ def test_hosts_are_names_or_addresses(consortium: Path) -> None:
 
 def test_private_keys_are_for_their_owner(consortium: Path) -> None:
     keys = sorted(consortium.rglob("*.key"))
-    assert [key.name for key in keys] == ["north.key", "ca.key", "server.key"]
+    assert [key.name for key in keys] == [
+        "north.key",
+        "north.sign.key",
+        "ca.key",
+        "server.key",
+        "server.sign.key",
+    ]
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert {stat.S_IMODE(key.parent.stat().st_mode) for key in keys} == {0o700}
     assert {stat.S_IMODE(path.stat().st_mode) for path in consortium.rglob("*.crt")} == {0o644}
-    assert len({load_private_key(key, None).private_numbers().private_value for key in keys}) == 3
+    assert (
+        len({load_private_key(key, None).private_numbers().private_value for key in keys if ".sign." not in key.name})
+        == 3
+    )
     assert private_key_of(*pair(consortium, "north"), None).public_key() == public_key_of(pair(consortium, "north")[0])
 
 
