@@ -19,7 +19,9 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from momkd_fl.security.pki import create_root, issue_server, issue_site
+from momkd_fl.cli.provision import make_trial
+from momkd_fl.security.allowlist import ALLOW_LIST_FILE
+from momkd_fl.security.charter import CHARTER_FILE
 
 HOST = "127.0.0.1"
 STOP_S = 10.0
@@ -34,13 +36,10 @@ def free_port() -> int:
 
 
 def provision(keys: Path, name: str, sites: list[str]) -> None:
-    """Root, server and site keys and certificates under ``keys``; kept where they already are."""
+    """Everybody's keys and certificates, charter and allow-list under ``keys``; kept where they already are."""
     if (keys / "root" / "ca.crt").exists():
         return
-    create_root(keys / "root", name)
-    issue_server(keys / "server", keys / "root", "server", ["localhost", HOST])
-    for site in sites:
-        issue_site(keys / site, keys / "root", site)
+    make_trial(keys, name, ["localhost", HOST], sites)
 
 
 def write_site(path: Path, source: Path, keys: Path, port: int, state: Path, **sections: Any) -> None:
@@ -53,6 +52,7 @@ def write_site(path: Path, source: Path, keys: Path, port: int, state: Path, **s
         "threads": 1,
         "connection": {"url": f"https://{HOST}:{port}", "poll_max_s": 0.25},
         "tls": _tls(keys, site),
+        "consortium": _consortium(keys, site),
         "telemetry": {"log": str(state / "log.jsonl")},
     }
     _write(path, raw | sections)
@@ -62,6 +62,7 @@ def write_federation(path: Path, run: Mapping[str, Any], sites: Mapping[str, str
     """The coordinator's file: ``run`` (name, task, encoder, ...) plus members by role, address and certificates."""
     members = {site: {"certificate": str(keys / site / f"{site}.crt"), "role": role} for site, role in sites.items()}
     raw = dict(run) | {"members": members, "listen": {"host": HOST, "port": port}, "tls": _tls(keys, "server")}
+    raw["consortium"] = _consortium(keys, "server")
     _write(path, raw)
 
 
@@ -70,6 +71,14 @@ def _tls(keys: Path, name: str) -> dict[str, str]:
         "ca": str(keys / "root" / "ca.crt"),
         "certificate": str(keys / name / f"{name}.crt"),
         "private_key": str(keys / name / f"{name}.key"),
+    }
+
+
+def _consortium(keys: Path, name: str) -> dict[str, str]:
+    return {
+        "charter": str(keys / CHARTER_FILE),
+        "allow_list": str(keys / ALLOW_LIST_FILE),
+        "seen": str(keys / name / "allow-list.seen.json"),
     }
 
 

@@ -1,4 +1,4 @@
-"""The generated pages: ``docs/configuration.md`` and ``docs/errors.md``."""
+"""The generated pages: ``docs/configuration.md``, ``docs/errors.md``, and the kit's files below ``deploy``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from momkd_fl.cli.frame import OK, run_command
+from momkd_fl.cli.provision_kit import COMPOSE, UNIT, render
 from momkd_fl.config.reference import configuration_reference
 from momkd_fl.errors import UserError
 
@@ -64,6 +65,8 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         root / "docs" / "configuration.md": configuration_reference(),
         root / "docs" / "errors.md": error_reference(root / "momkd_fl"),
+        root / "deploy" / "systemd" / UNIT: render(UNIT, in_repository=True),
+        root / "deploy" / "compose" / COMPOSE: render(COMPOSE, in_repository=True),
     }
 
 

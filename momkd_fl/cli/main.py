@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy and ledger."""
+"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy, ledger, unseal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from momkd_fl.cli.frame import OK, Parser, run_command
 from momkd_fl.cli.ledger import ledger_options, run_ledger
 from momkd_fl.cli.privacy import privacy_options, run_privacy
+from momkd_fl.cli.provision import provision_options, run_provision
+from momkd_fl.cli.unseal import run_unseal, unseal_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,11 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
-    _provision_options(
-        commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
-    )
+    provision_options(commands.add_parser("provision", help="the consortium's keys, certificates and allow-list"))
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
     ledger_options(commands.add_parser("ledger", help="what left this site: verify, show, export"))
+    unseal_options(commands.add_parser("unseal", help="read a sealed file of this party's own"))
     args = parser.parse_args(argv)
     actions = {
         "demo": _demo,
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "privacy": _privacy,
         "ledger": _ledger,
         "study": _study,
+        "unseal": _unseal,
     }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
@@ -178,26 +180,16 @@ def _ingest(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_ingest(site, args.out, stop, neighbours=args.neighbours, only_verify=args.verify)
 
 
-def _provision_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder for the root, the server's and the sites' keys")
-    parser.add_argument("--name", default="consortium", help="name of the consortium")
-    parser.add_argument("--host", action="append", required=True, help="name or address of the server (repeatable)")
-    parser.add_argument("--site", action="append", required=True, help="name of a site (repeatable)")
-
-
 def _provision(args: argparse.Namespace, stop: threading.Event) -> int:
-    from momkd_fl.security.pki import create_root, issue_server, issue_site
-
-    create_root(args.out / "root", args.name)
-    issue_server(args.out / "server", args.out / "root", "server", args.host)
-    for site in args.site:
-        issue_site(args.out / site, args.out / "root", site)
-    print(f"Keys and certificates are in {args.out}. Keep {args.out / 'root'} offline; hand each site its own folder.")
-    return OK
+    return run_provision(args)
 
 
 def _privacy(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_privacy(args)
+
+
+def _unseal(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_unseal(args)
 
 
 def _ledger(args: argparse.Namespace, stop: threading.Event) -> int:

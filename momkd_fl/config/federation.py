@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from momkd_fl.config.base import FilePath, Strict
-from momkd_fl.config.site import Name, Port, Telemetry, Tls
+from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["required", "must", "warn", "ignore"]
 
 
 class Member(Strict):
-    """One site on the allow-list."""
+    """One site of the run."""
 
     certificate: FilePath | None = Field(
         None, description="The site's certificate (PEM); its key is allowed in. Needed by momkd-server."
@@ -240,9 +240,14 @@ class FederationConfig(Strict):
     rounds: Rounds = Field(default_factory=lambda: Rounds())
     seed: int = Field(0, ge=0, description="Seed of everything that is not a key or noise.")
     output_dir: FilePath = Field(description="Folder for checkpoints, results and the report.")
-    members: dict[Name, Member] = Field(min_length=1, description="The allow-list: every site by name.")
+    members: dict[Name, Member] = Field(
+        min_length=1, description="Every site of this run by name; the consortium's list must have it too."
+    )
     listen: Listen = Field(default_factory=lambda: Listen())
     tls: Tls | None = Field(None, description="The server's certificates. Needed by momkd-server.")
+    consortium: Consortium | None = Field(
+        None, description="The consortium's allow-list, held against 'members'. Needed by momkd-server."
+    )
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 
     @model_validator(mode="after")

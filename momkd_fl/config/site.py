@@ -23,12 +23,40 @@ class Tls(Strict):
     passphrase_env: str | None = Field(
         None, description="Name of the environment variable that holds the private key's passphrase."
     )
+    passphrase_file: FilePath | None = Field(
+        None, description="File of mode 0600 whose first line is that passphrase; instead of passphrase_env."
+    )
+
+    @model_validator(mode="after")
+    def _one_passphrase(self) -> Tls:
+        if self.passphrase_env is not None and self.passphrase_file is not None:
+            raise ValueError("give passphrase_env or passphrase_file, not both")
+        return self
+
+
+class Consortium(Strict):
+    """Who is in: the consortium's word, not the coordinator's. Made with 'momkd provision'."""
+
+    charter: FilePath = Field(description="The consortium's charter (consortium.json): whose signatures count.")
+    allow_list: FilePath = Field(description="The newest allow-list at hand, signed as the charter says.")
+    seen: FilePath = Field(
+        description="File in which this party remembers the newest list it has seen; an older one is refused from then."
+    )
 
 
 class Connection(Strict):
     """How the site reaches the coordinator. Connections are outbound only."""
 
     url: str = Field(pattern=r"^https://[^/\s]+(:\d+)?/?$", description="The coordinator's address, https://host:port.")
+    proxy: str | None = Field(
+        None,
+        pattern=r"^http://[^/@\s]+:\d+/?$",
+        description="A proxy that tunnels (HTTP CONNECT), http://host:port; TLS with the coordinator passes through it "
+        "unopened. The environment's HTTPS_PROXY is not looked at.",
+    )
+    proxy_auth_env: str | None = Field(
+        None, description="Name of the environment variable that holds 'user:password' for the proxy."
+    )
     poll_max_s: float = Field(
         1.0, gt=0, le=60, description="Longest pause between two questions to the server when idle, in seconds."
     )
@@ -196,6 +224,9 @@ class SiteConfig(Strict):
     state_dir: FilePath = Field(description="Folder for the site's own state and results (predictions stay here).")
     connection: Connection | None = Field(None, description="Needed by momkd-client; 'momkd simulate' has no network.")
     tls: Tls | None = Field(None, description="Needed by momkd-client; 'momkd simulate' has no network.")
+    consortium: Consortium | None = Field(
+        None, description="Needed by momkd-client; 'momkd simulate' has no consortium."
+    )
     data: Data
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     cuda_graphs: bool = Field(

@@ -11,12 +11,12 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from momkd_fl.config.base import secret
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
 from momkd_fl.federation.connection import Connection
 from momkd_fl.federation.flower import SiteSession
+from momkd_fl.federation.identity import Membership, expiries, passphrase_of, proxy_of, tell_of_ends
 from momkd_fl.federation.messages import (
     EVALUATE,
     FINISH,
@@ -120,11 +120,12 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
     Raises
     ------
     UserError
-        For a configuration without ``connection`` or ``tls``; for what :class:`SiteSession` cannot mend by trying
+        For a configuration without ``connection``, ``tls`` or ``consortium``; where this site or the coordinator is not
+        on the allow-list; for what :class:`SiteSession` cannot mend by trying
         again; for a mistake in the site's files; and when the coordinator turned the site away, with its reason.
     """
-    if config.connection is None or config.tls is None:
-        lacking = "connection" if config.connection is None else "tls"
+    if config.connection is None or config.tls is None or config.consortium is None:
+        lacking = next(name for name in ("connection", "tls", "consortium") if getattr(config, name) is None)
         raise UserError("config-value", f"Site '{config.site}': '{lacking}' is missing; momkd-client needs it.")
     with JsonLog(config.telemetry.log, config.site) as log, ClientMetrics() as metrics:
         if config.telemetry.metrics_port is not None:
@@ -134,16 +135,20 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
             print(f"[{config.site}] {sentence}", file=sys.stderr, flush=True)
 
         _preflight(config, say)
+        membership = Membership(config.consortium, config.tls, config.site)
+        tell_of_ends(expiries(config.tls, membership.allow_list), say, log, metrics)
         participant = site_participant(config, say)
         session = SiteSession(
             config.connection.url,
             ca=config.tls.ca,
             certificate=config.tls.certificate,
             private_key=config.tls.private_key,
-            passphrase=secret(config.tls.passphrase_env, "the private key's passphrase"),
+            passphrase=passphrase_of(config.tls),
             poll_max_s=config.connection.poll_max_s,
             give_up_after_s=config.connection.give_up_after_s,
             say=Connection(say, log, metrics).event,
+            proxy=proxy_of(config.connection),
+            meet=membership.meet,
         )
         context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
         session.run(make_client_app(participant, say, log, metrics), context, stop, lambda _: participant.over)

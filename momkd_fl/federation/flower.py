@@ -22,6 +22,7 @@ import contextlib
 import logging
 import os
 import secrets
+import ssl
 import threading
 import time
 from base64 import b64encode
@@ -87,19 +88,25 @@ from momkd_fl.federation.grid import FleetGrid, Known
 from momkd_fl.federation.packing import PART_BYTES, pack, unpack
 from momkd_fl.federation.session import Gone, Say, Session
 from momkd_fl.federation.transport import (
+    ALLOW_LIST,
     Gate,
     HttpsServer,
+    Proxy,
     Receive,
     Scope,
     Send,
     Traffic,
     client_context,
+    http_client,
     read_body,
     refuse,
     respond,
     server_context,
 )
+from momkd_fl.security.documents import DOCUMENT_BYTES_MAX
 from momkd_fl.security.pki import check_certificate, private_key_of
+
+Meet = Callable[[bytes | None, bytes | None], None]
 
 __all__ = ["FleetGrid", "FleetServer", "SiteSession", "identify"]
 
@@ -107,6 +114,7 @@ telemetry.FLWR_TELEMETRY_ENABLED = "0"  # for a process that imported Flower bef
 
 FLEET, HEALTH = "/v1/fleet/", "/health"
 REQUEST_BYTES_MAX = 2 * PART_BYTES
+TIMEOUT_S = 60.0
 OBJECTS_BESIDE_PARTS = 4
 """Message, its record dictionary, the head; the last part may be short."""
 HEARTBEAT_S = 10.0
@@ -595,9 +603,13 @@ class FleetServer:
         PEM files; the key is EC P-384.
     passphrase : bytes or None
     sites : mapping
-        The allow-list: public key by site name.
+        Public key by site name.
     max_message_bytes : int
         Largest reply that is accepted.
+    admits : callable
+        Whether a site is let in now; asked with each request.
+    allow_list : callable or None
+        The consortium's list as it is handed out.
 
     Raises
     ------
@@ -617,6 +629,8 @@ class FleetServer:
         passphrase: bytes | None,
         sites: Mapping[str, EllipticCurvePublicKey],
         max_message_bytes: int,
+        admits: Callable[[str], bool] = lambda site: True,
+        allow_list: Callable[[], bytes] | None = None,
     ) -> None:
         logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it logs every message, with ids
         check_certificate(certificate, ca)
@@ -635,6 +649,8 @@ class FleetServer:
             public_key_to_bytes,
             REQUEST_BYTES_MAX,
             traffic,
+            admits,
+            allow_list,
         )
         self._https = HttpsServer(gate, host, port, context)
         self.port = self._https.port
@@ -695,12 +711,17 @@ def _register(links: _Links, sites: Mapping[str, EllipticCurvePublicKey]) -> dic
 class _FleetCalls:
     """Flower's fleet client, signing with the server's time."""
 
-    def __init__(self, url: str, tls: Any, key: EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self, url: str, tls: ssl.SSLContext, key: EllipticCurvePrivateKey, proxy: Proxy | None, meet: Meet | None
+    ) -> None:
         self.clock_offset = timedelta()
         self._key = key
         self._public = public_key_to_bytes(key.public_key())
         # Flower's own interceptors sign with the local clock, and end the process when versions differ.
-        self._client = FleetHttpClient(url, verify=tls, timeout=60.0, interceptors=[self])
+        self._client = FleetHttpClient(url, verify=tls, interceptors=[self])
+        self._client.close()
+        self._client._client = self._http = http_client(tls, TIMEOUT_S, proxy)
+        self._url, self._meet = url.rstrip("/"), meet
         self._node = Node()
 
     def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
@@ -713,8 +734,27 @@ class _FleetCalls:
         return call_next(context)
 
     def activate(self) -> None:
+        if self._meet is not None:
+            self._meet(*self._introduction())
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
         self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+
+    def _introduction(self) -> tuple[bytes | None, bytes | None]:
+        """The server's certificate (DER), and the allow-list that it hands out, if it does."""
+        with self._http.stream("GET", self._url + ALLOW_LIST, headers={"accept-encoding": "identity"}) as response:
+            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(binary_form=True)
+            content = b""
+            for part in response.iter_raw():
+                content += part
+                if len(content) > DOCUMENT_BYTES_MAX:
+                    break
+            if response.status_code == 404:
+                return shown, None
+            if response.status_code != 200:
+                said = {name: response.headers[name] for name in ("date",) if name in response.headers}
+                refused = httpx.Response(response.status_code, headers=said, content=content)
+                raise httpx.HTTPStatusError("refused", request=response.request, response=refused)
+        return shown, content
 
     def receive(self) -> Message | None:
         response = self._client.PullMessages(PullMessagesRequest(node=self._node))
@@ -791,6 +831,10 @@ class SiteSession(Session):
         Longest pause between two questions when idle.
     give_up_after_s : float
         How long a server may be silent.
+    proxy : Proxy or None
+    meet : callable or None
+        Given the server's certificate (DER) and the allow-list that it hands out (or None) before each session; may
+        raise UserError.
     say : callable
         Told (event, fields): ``connecting`` (url, waited_s, reason), ``active``, ``clock`` (off_s), ``received``
         (kind, round), ``sent`` (kind, round, seconds), ``dropped`` (reason), ``finished``, ``stopped``.
@@ -812,10 +856,12 @@ class SiteSession(Session):
         poll_max_s: float,
         give_up_after_s: float,
         say: Say,
+        proxy: Proxy | None = None,
+        meet: Meet | None = None,
     ) -> None:
         check_certificate(certificate, ca)
         key = private_key_of(certificate, private_key, passphrase)
-        calls = _FleetCalls(url, client_context(ca, certificate, private_key, passphrase), key)
+        calls = _FleetCalls(url, client_context(ca, certificate, private_key, passphrase), key, proxy, meet)
         super().__init__(
             calls,
             url,

@@ -11,16 +11,16 @@ import httpx
 import psutil
 import torch
 
-from momkd_fl.config.base import secret
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.bags import BagHeader
 from momkd_fl.data.check import Finding, check_data
 from momkd_fl.data.check_values import Progress
 from momkd_fl.errors import UserError
+from momkd_fl.federation.identity import membership_findings, passphrase_of, proxy_of
 from momkd_fl.federation.messages import KINDS
 from momkd_fl.federation.session import CLOCK_OFF_MAX_S, clock_ahead_s, refusal_detail, trouble
 from momkd_fl.federation.site_data import device_of
-from momkd_fl.federation.transport import client_context
+from momkd_fl.federation.transport import client_context, http_client
 from momkd_fl.security.pki import check_certificate, days_left, private_key_of
 
 CERTIFICATE_WARN_DAYS = 30.0
@@ -54,6 +54,7 @@ def check_site(site: SiteConfig, progress: Progress, *, values: bool = True, net
     findings += _resources(site, headers)
     try:
         findings += _certificate(site)
+        findings += membership_findings(site)
         if network:
             findings += _server(site)
     except UserError as mistake:
@@ -126,9 +127,7 @@ def _certificate(site: SiteConfig) -> Iterator[Finding]:
         )  # fmt: skip
         return
     check_certificate(site.tls.certificate, site.tls.ca)
-    private_key_of(
-        site.tls.certificate, site.tls.private_key, secret(site.tls.passphrase_env, "the private key's passphrase")
-    )
+    private_key_of(site.tls.certificate, site.tls.private_key, passphrase_of(site.tls))
     left = days_left(site.tls.certificate)
     sentence = f"{site.tls.certificate} fits its key and root, and is good for {left:.0f} more days."
     if left < CERTIFICATE_WARN_DAYS:
@@ -147,10 +146,9 @@ def _server(site: SiteConfig) -> Iterator[Finding]:
             )  # fmt: skip
         return
     url, tls = site.connection.url, site.tls
-    passphrase = secret(tls.passphrase_env, "the private key's passphrase")
-    context = client_context(tls.ca, tls.certificate, tls.private_key, passphrase)
+    context = client_context(tls.ca, tls.certificate, tls.private_key, passphrase_of(tls))
     try:
-        with httpx.Client(verify=context, timeout=REACH_TIMEOUT_S) as client:
+        with http_client(context, REACH_TIMEOUT_S, proxy_of(site.connection)) as client:
             response = client.get(url)
     except httpx.TransportError as problem:
         reason = trouble(problem, url, tls.ca)

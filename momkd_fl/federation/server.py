@@ -7,14 +7,15 @@ import signal
 import threading
 import time
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from momkd_fl.config.base import secret
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.coordinator import Coordinator, Outcome
 from momkd_fl.federation.flower import FleetGrid, FleetServer
+from momkd_fl.federation.identity import Admission, expiries, passphrase_of, tell_of_ends
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.rounds import Traffic
 from momkd_fl.federation.watch import Watch, open_watch
@@ -31,29 +32,29 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
     UserError
         For what is missing in the configuration, for certificates and the port, and for a run that cannot go on.
     """
-    if config.tls is None:
-        raise UserError("config-value", f"Federation '{config.name}': 'tls' is missing; momkd-server needs it.")
+    if config.tls is None or config.consortium is None:
+        lacking = "tls" if config.tls is None else "consortium"
+        raise UserError("config-value", f"Federation '{config.name}': '{lacking}' is missing; momkd-server needs it.")
     started = time.monotonic()
-    keys = {}
-    for site, member in config.members.items():
-        if member.certificate is None:
-            raise UserError(
-                "config-value", f"members.{site}: 'certificate' is missing; momkd-server lets in listed keys only."
-            )
-        keys[site] = public_key_of(member.certificate)
+    keys = _keys(config)
+    admission = Admission(config.consortium, config.tls, keys)
     server = FleetServer(
         host=config.listen.host,
         port=config.listen.port,
         ca=config.tls.ca,
         certificate=config.tls.certificate,
         private_key=config.tls.private_key,
-        passphrase=secret(config.tls.passphrase_env, "the server's private key's passphrase"),
+        passphrase=passphrase_of(config.tls),
         sites=keys,
         max_message_bytes=config.listen.max_message_mb * MB,
+        admits=admission.admits,
+        allow_list=admission.content,
     )
     watch = open_watch(config, plain=plain)
     with watch.progress, watch.log, watch.metrics, server:
         watch.say(f"Listening at port {server.port} for {len(keys)} sites.", "listening", port=server.port)
+        _tell_of_members(admission, watch)
+        tell_of_ends(expiries(config.tls, admission.allow_list), watch.progress.say, watch.log, watch.metrics)
         outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh)
         if outcome is None:
             watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")
@@ -63,6 +64,29 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
         page = write_outcome(results_of(config, outcome, where), config.output_dir)
         watch.say(f"Report: {page}", "finished", seconds=round(time.monotonic() - started, 1))
     return outcome
+
+
+def _keys(config: FederationConfig) -> dict[str, EllipticCurvePublicKey]:
+    keys = {}
+    for site, member in config.members.items():
+        if member.certificate is None:
+            raise UserError(
+                "config-value", f"members.{site}: 'certificate' is missing; momkd-server lets in listed keys only."
+            )
+        keys[site] = public_key_of(member.certificate)
+    return keys
+
+
+def _tell_of_members(admission: Admission, watch: Watch) -> None:
+    """Say whom the consortium's list keeps out, and later of each list that is not taken."""
+
+    def refused(mistake: UserError) -> None:
+        watch.say(f"Not taken: {mistake.sentence}", "allow_list_refused", level="error", code=mistake.code)
+
+    admission.tell = refused
+    for site in admission.outsiders():
+        sentence = f"{site} is not on the consortium's allow-list with this key: it is not let in."
+        watch.say(sentence, "site_refused", level="error", site=site, code="allowlist-not-listed")
 
 
 def traffic_of(grid: FleetGrid) -> Traffic:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -30,8 +31,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BUFFER_BYTES = SLICE_BYTES = 32 * 1024
 """What a connection holds at a time, read or written; asyncio would keep several times 256 KiB for each, for good."""
+ALLOW_LIST = "/v1/momkd/allow-list"
 PEER = "momkd.peer_certificate"
 SITE = "momkd.site"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that tunnels; ``auth`` is (user, password)."""
+
+    url: str
+    auth: tuple[str, str] | None = None
 
 
 def server_context(ca: Path, certificate: Path, private_key: Path, passphrase: bytes | None) -> ssl.SSLContext:
@@ -54,6 +64,16 @@ def _furnish(
     context.load_cert_chain(certificate, private_key, password=lambda: passphrase or b"")
     context.load_verify_locations(ca)
     return context
+
+
+def http_client(context: ssl.SSLContext, timeout_s: float, proxy: Proxy | None = None) -> httpx.Client:
+    """An HTTP client that goes where it is told and nowhere else.
+
+    It follows no redirection: a server could have a site post its answer to a machine inside the hospital. Nor does it
+    take a proxy from the environment.
+    """
+    through = None if proxy is None else httpx.Proxy(proxy.url, auth=proxy.auth)
+    return httpx.Client(verify=context, timeout=timeout_s, follow_redirects=False, trust_env=False, proxy=through)
 
 
 class PeerCertificateProtocol(HttpToolsProtocol):
@@ -97,6 +117,10 @@ class Gate:
     body_bytes_max : int
     traffic : mapping
         Counted into, by site name.
+    admits : callable
+        Whether a listed site is let in now.
+    allow_list : callable or None
+        The consortium's list, for whoever is let in.
     """
 
     def __init__(
@@ -108,8 +132,11 @@ class Gate:
         key_bytes: Callable[[EllipticCurvePublicKey], bytes],
         body_bytes_max: int,
         traffic: Mapping[str, Traffic],
+        admits: Callable[[str], bool],
+        allow_list: Callable[[], bytes] | None,
     ) -> None:
         self._app, self._paths, self._sites, self._traffic = app, frozenset(paths), sites, traffic
+        self._admits, self._allow_list = admits, allow_list
         self._key_header, self._key_bytes, self._body_bytes_max = key_header.lower().encode(), key_bytes, body_bytes_max
         self._key_of: dict[bytes, bytes] = {}
 
@@ -123,6 +150,9 @@ class Gate:
         if status:
             await refuse(send, status, detail)
             return
+        if scope["path"] == ALLOW_LIST and self._allow_list is not None:
+            await respond(send, 200, [self._allow_list()])
+            return
         traffic = self._traffic[scope[SITE]]
         traffic.received += int(headers.get(b"content-length", b"0"))
 
@@ -135,9 +165,12 @@ class Gate:
     def _verdict(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str]:
         key = self._peer_key(scope.get(PEER))
         site = self._sites.get(key)
-        if site is None:  # before the path, so that a site's preflight can ask whether its key is known
+        if site is None or not self._admits(
+            site
+        ):  # before the path, so that a site's preflight can ask whether its key is known
             return 403, "key-not-allowed"
-        if scope["path"] not in self._paths:
+        handed_out = self._allow_list is not None and (scope["method"], scope["path"]) == ("GET", ALLOW_LIST)
+        if scope["path"] not in self._paths and not handed_out:
             return 404, "not-found"
         scope[SITE] = site
         if scope["method"] != "POST":

@@ -23,6 +23,7 @@ from momkd_fl.security.signing_request import Kind
 LIST_DAYS: Final = 90
 """For how long a list is good: a withheld revocation works no longer than that."""
 
+ALLOW_LIST_FILE: Final = "allow-list.json"
 _FORMAT: Final = "momkd-allow-list-1"
 _WHAT: Final = "an allow-list"
 
@@ -128,13 +129,17 @@ class AllowList(Document):
                 "nobody is let in. Ask the consortium's keyholder for a new one.",
             )
 
-    def _check_signed(self, charter: Charter, where: str) -> None:
+    def check_charter(self, charter: Charter, where: str) -> None:
+        """Raise UserError ``allowlist-other-consortium`` unless it was made for that charter."""
         if self.charter != charter.digest():
             raise UserError(
                 "allowlist-other-consortium",
                 f"{where}: was made for another charter than this party holds. Use the files that were handed out "
                 "together.",
             )
+
+    def _check_signed(self, charter: Charter, where: str) -> None:
+        self.check_charter(charter, where)
         signers = charter.signed_by(self.body(), self.signatures)
         keys = {charter.keyholders[name] for name in signers}
         if len(keys) < charter.threshold:

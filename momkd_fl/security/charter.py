@@ -20,6 +20,7 @@ from momkd_fl.errors import UserError
 from momkd_fl.security.documents import Digest, Document, Ed25519Key, Name, read_document
 from momkd_fl.security.pki import load_certificate
 
+CHARTER_FILE: Final = "consortium.json"
 _FORMAT: Final = "momkd-charter-1"
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from momkd_fl.errors import UserError
 
 DOCUMENT_BYTES_MAX = 4 << 20
+FORMATS = {"charter": "momkd-charter-1", "allow-list": "momkd-allow-list-1", "request": "momkd-request-1"}
 SPOKEN_DIGITS = 32
 """Hexadecimal digits of a digest that two people compare: 128 bits, too many to find another file for."""
 
@@ -79,6 +80,19 @@ def read_document(path: Path, model: type[DocumentT], what: str) -> DocumentT:
             "document-missing", f"{path}: cannot be read ({problem.strerror}). It should be {what}; check the path."
         ) from None
     return parse_document(content, model, str(path), what)
+
+
+def format_of(path: Path) -> str:
+    """What a document says it is, one of :data:`FORMATS`' values where it is ours (raises ``document-missing``)."""
+    try:
+        found = json.loads(path.read_bytes()[: DOCUMENT_BYTES_MAX + 1])
+    except OSError as problem:
+        raise UserError(
+            "document-missing", f"{path}: cannot be read ({problem.strerror}). It should be a document; check the path."
+        ) from None
+    except ValueError:
+        return ""
+    return str(found.get("format", "")) if isinstance(found, dict) else ""
 
 
 def spoken(digest: str) -> str:

@@ -66,3 +66,13 @@ def party_in(certificate: x509.Certificate, path: Path) -> Party:
 def tls_key_sha256(key: EllipticCurvePublicKey) -> str:
     """SHA-256 of a TLS key's SubjectPublicKeyInfo, hexadecimal."""
     return hashlib.sha256(bytes.fromhex(tls_key_hex(key))).hexdigest()
+
+
+def hosts_of(path: Path) -> tuple[str, ...]:
+    """DNS names and IP addresses in a certificate (raises as :func:`party_of`)."""
+    party_of(path)
+    names = load_certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return (
+        *names.get_values_for_type(x509.DNSName),
+        *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+    )

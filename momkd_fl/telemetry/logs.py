@@ -18,7 +18,16 @@ from types import TracebackType
 from typing import Final
 
 from momkd_fl.errors import UserError
-from momkd_fl.telemetry.vocabulary import CONNECTION_STATES, DEVICES, LEVELS, OUTCOMES, PHASES, SITE_STATES, must_be
+from momkd_fl.telemetry.vocabulary import (
+    CONNECTION_STATES,
+    CREDENTIALS,
+    DEVICES,
+    LEVELS,
+    OUTCOMES,
+    PHASES,
+    SITE_STATES,
+    must_be,
+)
 
 Value = bool | int | float | str | None
 
@@ -69,6 +78,8 @@ FIELDS: Final[dict[str, _Check]] = {
     "resumed": _flag,
     "digest": _shape(_DIGEST),
     "version": _shape(_VERSION),
+    "credential": _word(CREDENTIALS),
+    "days_left": _number,
     "fields_dropped": _count,
 }
 """Fields of every log, each with the check of its value."""

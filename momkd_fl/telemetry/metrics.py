@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from threading import Thread
 from types import TracebackType
 from typing import Final, Self
@@ -17,7 +18,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, start_http_server
 
 from momkd_fl.errors import UserError
-from momkd_fl.telemetry.vocabulary import CONNECTION_STATES, OUTCOMES, PHASES, SITE_STATES, must_be
+from momkd_fl.telemetry.vocabulary import CONNECTION_STATES, CREDENTIALS, OUTCOMES, PHASES, SITE_STATES, must_be
 
 LOOPBACK: Final = "127.0.0.1"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -38,6 +39,12 @@ class _Metrics:
         )
         self._rounds = Counter(f"{prefix}_rounds", "Rounds ended, by outcome.", ["outcome"], registry=self.registry)
         self._round = Gauge(f"{prefix}_round", "The round that is going on, from 1.", registry=self.registry)
+        self._days_left = Gauge(
+            f"{prefix}_credential_days_left",
+            "Days until a credential ends, negative once it has.",
+            ["credential"],
+            registry=self.registry,
+        )
         self._endpoint: tuple[WSGIServer, Thread] | None = None
 
     def serve(self, port: int) -> None:
@@ -91,6 +98,11 @@ class _Metrics:
     def round_ended(self, outcome: str = "ok") -> None:
         """Count a round that has ended."""
         self._rounds.labels(must_be(outcome, OUTCOMES, "outcome")).inc()
+
+    def expires(self, credential: str, end: datetime) -> None:
+        """Show the days until ``end``, reckoned whenever they are read."""
+        left = self._days_left.labels(must_be(credential, CREDENTIALS, "credential"))
+        left.set_function(lambda: (end - datetime.now(UTC)).total_seconds() / 86400)
 
     def __enter__(self) -> Self:
         return self
