@@ -19,7 +19,7 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from momkd_fl.cli.provision import make_trial
+from momkd_fl.cli.provision_root import make_trial
 from momkd_fl.security.allowlist import ALLOW_LIST_FILE
 from momkd_fl.security.charter import CHARTER_FILE
 

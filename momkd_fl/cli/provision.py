@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from momkd_fl.cli.frame import OK
-from momkd_fl.cli.provision_kit import kit_options, run_kit
-from momkd_fl.cli.provision_list import list_options, run_allow, run_countersign, run_revoke, run_show
-from momkd_fl.cli.provision_party import party_options, run_renew, run_request, run_sign
-from momkd_fl.cli.provision_passphrase import passphrase_of_options, passphrase_options
 from momkd_fl.errors import UserError
-from momkd_fl.security.allowlist import ALLOW_LIST_FILE, revise
-from momkd_fl.security.charter import CHARTER_FILE, make_charter
-from momkd_fl.security.documents import spoken
-from momkd_fl.security.keystore import write_new
-from momkd_fl.security.party import party_of
-from momkd_fl.security.pki import create_root, issue_server, issue_site
-from momkd_fl.security.signing import PUBLIC_MODE, create_signing_key, load_public_key
-
-KEYHOLDER = "keyholder"
 
 
 def provision_options(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +28,14 @@ def provision_options(parser: argparse.ArgumentParser) -> None:
         help="a member who signs allow-lists, with its .sign.pub (repeatable); default: one keyholder, made here",
     )  # fmt: skip
     init.add_argument("--threshold", type=int, default=1, metavar="K", help="how many of them must sign a list")
-    passphrase_options(init)
+    _passphrase_options(init)
     holder = steps.add_parser("keyholder", help="make the signing key of a member who signs allow-lists")
     holder.add_argument("--name", required=True, dest="member", help="name of the member")
     holder.add_argument("--out", type=Path, required=True, dest="folder", help="folder of the key")
-    passphrase_options(holder)
-    party_options(steps)
-    list_options(steps)
-    kit_options(steps)
+    _passphrase_options(holder)
+    _party_options(steps)
+    _list_options(steps)
+    _kit_options(steps)
 
 
 def run_provision(args: argparse.Namespace) -> int:
@@ -61,17 +46,19 @@ def run_provision(args: argparse.Namespace) -> int:
     UserError
         ``provision-step``, and what keys, certificates and files give rise to.
     """
-    steps: dict[str, Callable[[argparse.Namespace], int]] = {
-        "init": _init,
-        "keyholder": _keyholder,
-        "request": run_request,
-        "renew": run_renew,
-        "sign": run_sign,
-        "allow": run_allow,
-        "revoke": run_revoke,
-        "countersign": run_countersign,
-        "show": run_show,
-        "kit": run_kit,
+    from momkd_fl.cli import provision_kit, provision_list, provision_party, provision_root
+
+    steps = {
+        "init": provision_root.run_init,
+        "keyholder": provision_root.run_keyholder,
+        "request": provision_party.run_request,
+        "renew": provision_party.run_renew,
+        "sign": provision_party.run_sign,
+        "allow": provision_list.run_allow,
+        "revoke": provision_list.run_revoke,
+        "countersign": provision_list.run_countersign,
+        "show": provision_list.run_show,
+        "kit": provision_kit.run_kit,
     }
     if args.step is not None:
         return steps[args.step](args)
@@ -80,58 +67,73 @@ def run_provision(args: argparse.Namespace) -> int:
             "provision-step",
             "Name a step (see 'momkd provision --help'), or, for a trial, all of --out, --host and --site.",
         )
-    make_trial(args.out, args.name, args.host, args.site)
-    print(
-        f"Keys and certificates are in {args.out}. Keep {args.out / 'root'} offline; hand each site its own folder, "
-        f"root/ca.crt, {CHARTER_FILE} and {ALLOW_LIST_FILE}."
+    return provision_root.run_trial(args)
+
+
+def _party_options(steps: Any) -> None:
+    """Add the three steps."""
+    request = steps.add_parser("request", help="at a party: make its two keys, and a request with their public halves")
+    request.add_argument("--name", required=True, dest="party", help="the party's name in the consortium")
+    request.add_argument("--kind", choices=["site", "server"], default="site", help="hospital, or coordinator")
+    request.add_argument("--host", action="append", default=[], dest="hosts", help="of a server (repeatable)")
+    request.add_argument("--out", type=Path, required=True, dest="folder", help="folder of the keys; they stay there")
+    _passphrase_options(request)
+    renew = steps.add_parser("renew", help="at a party: ask for a new certificate, for the same keys or for new ones")
+    renew.add_argument("--certificate", type=Path, required=True, help="the certificate that is to be followed")
+    renew.add_argument("--keys", type=Path, required=True, help="folder of the keys in use")
+    renew.add_argument("--host", action="append", default=None, dest="hosts", help="of a server; default: as before")
+    renew.add_argument("--new-keys", type=Path, default=None, metavar="FOLDER", help="make new keys there")
+    renew.add_argument("--out", type=Path, default=None, help="the request; default: beside the keys")
+    _passphrase_options(renew)
+    sign = steps.add_parser("sign", help="at the keyholder: certify a request")
+    sign.add_argument("request", type=Path, help="the request of a party")
+    sign.add_argument("--root", type=Path, required=True, help="folder of the root")
+    sign.add_argument("--out", type=Path, required=True, help="folder of the certificate")
+    sign.add_argument("--days", type=int, default=None, help="how long it is valid; default: 825")
+    sign.add_argument("--digest", default=None, help="the request's digest as the party reads it by telephone")
+    sign.add_argument("--list", type=Path, default=None, dest="allow_list", help="at a renewal, instead of --digest")
+    _passphrase_options(sign)
+
+
+def _list_options(steps: Any) -> None:
+    """Add the steps."""
+    allow = steps.add_parser("allow", help="at a keyholder: the next allow-list, with more parties or more time")
+    allow.add_argument("certificates", type=Path, nargs="*", metavar="CERTIFICATE", help="of the parties to let in")
+    revoke = steps.add_parser("revoke", help="at a keyholder: the next allow-list, without parties and their keys")
+    revoke.add_argument("names", nargs="+", metavar="NAME", help="the parties to shut out")
+    for step in (allow, revoke):
+        step.add_argument("--list", type=Path, default=None, dest="previous", help="the newest list; none: the first")
+        step.add_argument("--out", type=Path, required=True, dest="made", help="the new list's file")
+        step.add_argument("--days", type=int, default=None, help="how long it is good; default: 90")
+    countersign = steps.add_parser("countersign", help="at another keyholder: add a signature to a list")
+    countersign.add_argument("made", type=Path, metavar="LIST", help="the list; it is written again with the signature")
+    for step in (allow, revoke, countersign):
+        step.add_argument("--root", type=Path, required=True, help="folder of ca.crt and consortium.json")
+        step.add_argument("--key", type=Path, required=True, help="the keyholder's .sign.key")
+        _passphrase_options(step)
+    show = steps.add_parser("show", help="say what a list, a charter or a request holds, and its digest")
+    show.add_argument("document", type=Path, help="the file")
+    show.add_argument("--root", type=Path, required=True, help="folder of ca.crt and consortium.json")
+
+
+def _kit_options(steps: Any) -> None:
+    """Add the step."""
+    kit = steps.add_parser("kit", help="at the keyholder: a site's start-up folder, without its private keys")
+    kit.add_argument("--certificate", type=Path, required=True, help="the site's certificate")
+    kit.add_argument("--server-certificate", type=Path, required=True, help="the coordinator's certificate")
+    kit.add_argument("--root", type=Path, required=True, help="folder of ca.crt and consortium.json")
+    kit.add_argument("--list", type=Path, required=True, dest="allow_list", help="the newest allow-list")
+    kit.add_argument("--url", required=True, help="the coordinator's address, https://host:port")
+    kit.add_argument("--proxy", default=None, help="the site's proxy, http://host:port")
+    kit.add_argument("--role", choices=["train", "evaluate"], default="train", help="what the site does")
+    kit.add_argument("--run", default="*", help="name of the run that the policy's template names")
+    kit.add_argument("--out", type=Path, required=True, dest="folder", help="the folder, which must not exist yet")
+
+
+def _passphrase_options(parser: argparse.ArgumentParser) -> None:
+    """Two ways to give one; there is no third that would leave it in a shell's history."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--passphrase-env", metavar="VARIABLE", help="environment variable with the keys' passphrase")
+    ways.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="file of mode 0600 with it in the first line"
     )
-    return OK
-
-
-def make_trial(out: Path, name: str, hosts: list[str], sites: list[str]) -> None:
-    """Root, charter, allow-list, and the keys and certificates of the server and of all sites, below ``out``."""
-    root = out / "root"
-    create_root(root, name)
-    key = create_signing_key(root, KEYHOLDER)
-    issue_server(out / "server", root, "server", hosts)
-    for site in sites:
-        issue_site(out / site, root, site)
-    charter = make_charter(name, root / "ca.crt", {KEYHOLDER: key.public_key()}, 1)
-    parties = [party_of(out / party / f"{party}.crt") for party in ("server", *sites)]
-    write_new(out / CHARTER_FILE, charter.text(), PUBLIC_MODE)
-    write_new(
-        out / ALLOW_LIST_FILE, revise(charter, None, allow=parties, days=366).signed(KEYHOLDER, key).text(), PUBLIC_MODE
-    )
-
-
-def _keyholder(args: argparse.Namespace) -> int:
-    create_signing_key(args.folder, args.member, passphrase_of_options(args))
-    print(
-        f"Keep {args.folder / args.member}.sign.key offline; send {args.member}.sign.pub to whoever makes the charter."
-    )
-    return OK
-
-
-def _init(args: argparse.Namespace) -> int:
-    folder, passphrase = args.folder, passphrase_of_options(args)
-    holders = dict(_keyholder_option(text) for text in args.keyholder)
-    if passphrase is None:
-        print("The root key is not encrypted: name a passphrase, or keep its disk in a safe.", file=sys.stderr)
-    create_root(folder, args.consortium, passphrase)
-    if not holders:
-        create_signing_key(folder, KEYHOLDER, passphrase)
-        holders = {KEYHOLDER: folder / f"{KEYHOLDER}.sign.pub"}
-    keys = {name: load_public_key(path) for name, path in holders.items()}
-    charter = make_charter(args.consortium, folder / "ca.crt", keys, args.threshold)
-    write_new(folder / CHARTER_FILE, charter.text(), PUBLIC_MODE)
-    print(f"Root and charter are in {folder}: keep the folder offline, and hand out ca.crt and {CHARTER_FILE}.")
-    print(f"Allow-lists need {charter.threshold} of {len(keys)} signatures. Digest of the charter, to be read to each")
-    print(f"party by telephone: {spoken(charter.digest())}")
-    return OK
-
-
-def _keyholder_option(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator or not name or not path:
-        raise UserError("provision-step", f"--keyholder {text!r}: write NAME=FILE, the file being its .sign.pub.")
-    return name, Path(path)

@@ -30,20 +30,6 @@ UNIT, COMPOSE = "momkd-client.service", "client.yaml"
 _WRITTEN = ("README.md", "site.yaml", "policy.template.yaml", UNIT, COMPOSE)
 
 
-def kit_options(steps: Any) -> None:
-    """Add the step."""
-    kit = steps.add_parser("kit", help="at the keyholder: a site's start-up folder, without its private keys")
-    kit.add_argument("--certificate", type=Path, required=True, help="the site's certificate")
-    kit.add_argument("--server-certificate", type=Path, required=True, help="the coordinator's certificate")
-    kit.add_argument("--root", type=Path, required=True, help=f"folder of ca.crt and {CHARTER_FILE}")
-    kit.add_argument("--list", type=Path, required=True, dest="allow_list", help="the newest allow-list")
-    kit.add_argument("--url", required=True, help="the coordinator's address, https://host:port")
-    kit.add_argument("--proxy", default=None, help="the site's proxy, http://host:port")
-    kit.add_argument("--role", choices=["train", "evaluate"], default="train", help="what the site does")
-    kit.add_argument("--run", default="*", help="name of the run that the policy's template names")
-    kit.add_argument("--out", type=Path, required=True, dest="folder", help="the folder, which must not exist yet")
-
-
 def run_kit(args: argparse.Namespace) -> int:
     """Check that the parts fit each other, and write the folder.
 

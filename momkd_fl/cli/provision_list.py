@@ -6,10 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from momkd_fl.cli.frame import OK
-from momkd_fl.cli.provision_passphrase import passphrase_of_options, passphrase_options
+from momkd_fl.cli.provision_passphrase import passphrase_of_options
 from momkd_fl.errors import UserError
 from momkd_fl.security.allowlist import LIST_DAYS, AllowList, read_allow_list, revise
 from momkd_fl.security.charter import CHARTER_FILE, Charter, read_charter
@@ -21,41 +20,24 @@ from momkd_fl.security.signing import PUBLIC_MODE, load_signing_key
 from momkd_fl.security.signing_request import read_request
 
 
-def list_options(steps: Any) -> None:
-    """Add the steps."""
-    allow = steps.add_parser("allow", help="at a keyholder: the next allow-list, with more parties or more time")
-    allow.add_argument("certificates", type=Path, nargs="*", metavar="CERTIFICATE", help="of the parties to let in")
-    revoke = steps.add_parser("revoke", help="at a keyholder: the next allow-list, without parties and their keys")
-    revoke.add_argument("names", nargs="+", metavar="NAME", help="the parties to shut out")
-    for step in (allow, revoke):
-        step.add_argument("--list", type=Path, default=None, dest="previous", help="the newest list; none: the first")
-        step.add_argument("--out", type=Path, required=True, dest="made", help="the new list's file")
-        step.add_argument("--days", type=int, default=LIST_DAYS, help="how long it is good")
-    countersign = steps.add_parser("countersign", help="at another keyholder: add a signature to a list")
-    countersign.add_argument("made", type=Path, metavar="LIST", help="the list; it is written again with the signature")
-    for step in (allow, revoke, countersign):
-        step.add_argument("--root", type=Path, required=True, help=f"folder of ca.crt and {CHARTER_FILE}")
-        step.add_argument("--key", type=Path, required=True, help="the keyholder's .sign.key")
-        passphrase_options(step)
-    show = steps.add_parser("show", help="say what a list, a charter or a request holds, and its digest")
-    show.add_argument("document", type=Path, help="the file")
-    show.add_argument("--root", type=Path, required=True, help=f"folder of ca.crt and {CHARTER_FILE}")
-
-
 def run_allow(args: argparse.Namespace) -> int:
     """Make the next list with these parties as well."""
     charter = _charter(args.root)
     for path in args.certificates:
         check_certificate(path, args.root / "ca.crt")
     parties = [party_of(path) for path in args.certificates]
-    made = revise(charter, _previous(args), allow=parties, days=args.days)
+    made = revise(charter, _previous(args), allow=parties, days=LIST_DAYS if args.days is None else args.days)
     return _sign(args, charter, made)
 
 
 def run_revoke(args: argparse.Namespace) -> int:
     """Make the next list without these parties."""
     charter = _charter(args.root)
-    return _sign(args, charter, revise(charter, _previous(args), revoke=args.names, days=args.days))
+    return _sign(
+        args,
+        charter,
+        revise(charter, _previous(args), revoke=args.names, days=LIST_DAYS if args.days is None else args.days),
+    )
 
 
 def run_countersign(args: argparse.Namespace) -> int:

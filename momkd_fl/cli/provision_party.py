@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from momkd_fl.cli.frame import OK
-from momkd_fl.cli.provision_passphrase import passphrase_of_options, passphrase_options
+from momkd_fl.cli.provision_passphrase import passphrase_of_options
 from momkd_fl.errors import UserError
 from momkd_fl.security.allowlist import read_allow_list
 from momkd_fl.security.charter import CHARTER_FILE, read_charter
@@ -17,31 +16,6 @@ from momkd_fl.security.party import hosts_of, party_of
 from momkd_fl.security.pki import PARTY_DAYS, certify, private_key_of, write_certificate
 from momkd_fl.security.signing import PUBLIC_MODE, load_signing_key
 from momkd_fl.security.signing_request import SigningRequest, check_party, create_keys, make_request, read_request
-
-
-def party_options(steps: Any) -> None:
-    """Add the three steps."""
-    request = steps.add_parser("request", help="at a party: make its two keys, and a request with their public halves")
-    request.add_argument("--name", required=True, dest="party", help="the party's name in the consortium")
-    request.add_argument("--kind", choices=["site", "server"], default="site", help="hospital, or coordinator")
-    request.add_argument("--host", action="append", default=[], dest="hosts", help="of a server (repeatable)")
-    request.add_argument("--out", type=Path, required=True, dest="folder", help="folder of the keys; they stay there")
-    passphrase_options(request)
-    renew = steps.add_parser("renew", help="at a party: ask for a new certificate, for the same keys or for new ones")
-    renew.add_argument("--certificate", type=Path, required=True, help="the certificate that is to be followed")
-    renew.add_argument("--keys", type=Path, required=True, help="folder of the keys in use")
-    renew.add_argument("--host", action="append", default=None, dest="hosts", help="of a server; default: as before")
-    renew.add_argument("--new-keys", type=Path, default=None, metavar="FOLDER", help="make new keys there")
-    renew.add_argument("--out", type=Path, default=None, help="the request; default: beside the keys")
-    passphrase_options(renew)
-    sign = steps.add_parser("sign", help="at the keyholder: certify a request")
-    sign.add_argument("request", type=Path, help="the request of a party")
-    sign.add_argument("--root", type=Path, required=True, help="folder of the root")
-    sign.add_argument("--out", type=Path, required=True, help="folder of the certificate")
-    sign.add_argument("--days", type=int, default=PARTY_DAYS, help="how long it is valid")
-    sign.add_argument("--digest", default=None, help="the request's digest as the party reads it by telephone")
-    sign.add_argument("--list", type=Path, default=None, dest="allow_list", help="at a renewal, instead of --digest")
-    passphrase_options(sign)
 
 
 def run_request(args: argparse.Namespace) -> int:
@@ -86,11 +60,11 @@ def run_sign(args: argparse.Namespace) -> int:
             "you by telephone, at least 32 digits; at a renewal, --list with the list that has the key the request is "
             "signed with.",
         )
-    path = args.out / f"{request.name}.crt"
+    path, days = args.out / f"{request.name}.crt", PARTY_DAYS if args.days is None else args.days
     args.out.mkdir(parents=True, exist_ok=True)
-    write_certificate(path, certify(request, args.root, days=args.days, passphrase=passphrase_of_options(args)))
+    write_certificate(path, certify(request, args.root, days=days, passphrase=passphrase_of_options(args)))
     named = f" for {', '.join(request.hosts)}" if request.hosts else ""
-    print(f"{path}: '{request.name}', {request.kind}{named}, good for {args.days} days.")
+    print(f"{path}: '{request.name}', {request.kind}{named}, good for {days} days.")
     print("Put it on the allow-list with 'momkd provision allow', and send it back.")
     return OK
 

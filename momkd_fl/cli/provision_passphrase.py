@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from momkd_fl.config.base import secret
 from momkd_fl.security.keystore import check_passphrase, read_passphrase
-
-
-def passphrase_options(parser: argparse.ArgumentParser) -> None:
-    """Two ways to give one; there is no third that would leave it in a shell's history."""
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--passphrase-env", metavar="VARIABLE", help="environment variable with the keys' passphrase")
-    ways.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="file of mode 0600 with it in the first line"
-    )
 
 
 def passphrase_of_options(args: argparse.Namespace) -> bytes | None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from momkd_fl.cli.frame import OK
 from momkd_fl.errors import UserError
-from momkd_fl.security.keystore import PRIVATE_MODE, write_new
-from momkd_fl.security.seal import Sealed, seal_key_from_environment, seal_key_from_file, unseal
 
 
 def unseal_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +33,9 @@ def run_unseal(args: argparse.Namespace) -> int:
     UserError
         ``sealed-missing``, or as security/seal.py and :func:`~momkd_fl.security.keystore.write_new`.
     """
+    from momkd_fl.security.keystore import PRIVATE_MODE, write_new
+    from momkd_fl.security.seal import Sealed, seal_key_from_environment, seal_key_from_file, unseal
+
     key = seal_key_from_file(args.key_file) if args.key_file else seal_key_from_environment(args.key_env)
     try:
         blob = args.file.read_bytes()

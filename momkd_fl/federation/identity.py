@@ -194,14 +194,18 @@ def tell_of_ends(
 
 
 def membership_findings(site: SiteConfig) -> Iterator[Finding]:
-    """Whether the site is on the allow-list, and how long list and root hold (raises as :class:`Membership`)."""
+    """Whether the site is on the allow-list, and how long list and root hold."""
     if site.consortium is None or site.tls is None:
         yield Finding(
             "allow-list", "WARN", "The section 'consortium' is missing; momkd-client needs it.",
             "Add it; 'momkd simulate' does without.",
         )  # fmt: skip
         return
-    current = Membership(site.consortium, site.tls, site.site).allow_list
+    try:
+        current = Membership(site.consortium, site.tls, site.site).allow_list
+    except UserError as mistake:
+        yield Finding("allow-list", "FAIL", mistake.sentence, code=mistake.code)
+        return
     late = ending(expiries(site.tls, current))
     sentence = f"Version {current.version} names this site with these keys, and holds until {current.expires:%Y-%m-%d}."
     if "allow-list" in late:
