@@ -72,8 +72,8 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
         read_allow_list(args.allow_list),
     )
     allow_list.check(charter, str(args.allow_list))
-    allow_list.refuse_outsider(party, str(args.certificate))
-    allow_list.refuse_outsider(server, str(args.server_certificate))
+    allow_list.refuse_outsider(party, "site", str(args.certificate))
+    allow_list.refuse_outsider(server, "server", str(args.server_certificate))
     found = {"url": args.url} | ({} if args.proxy is None else {"proxy": args.proxy})
     parse(found, Connection, Path("the command line"))
     address = urlsplit(args.url)

@@ -712,7 +712,12 @@ class _FleetCalls:
     """Flower's fleet client, signing with the server's time."""
 
     def __init__(
-        self, url: str, tls: ssl.SSLContext, key: EllipticCurvePrivateKey, proxy: Proxy | None, meet: Meet | None
+        self,
+        url: str,
+        tls: ssl.SSLContext,
+        key: EllipticCurvePrivateKey,
+        proxy: Proxy | None = None,
+        meet: Meet | None = None,
     ) -> None:
         self.clock_offset = timedelta()
         self._key = key
@@ -742,7 +747,7 @@ class _FleetCalls:
     def _introduction(self) -> tuple[bytes | None, bytes | None]:
         """The server's certificate (DER), and the allow-list that it hands out, if it does."""
         with self._http.stream("GET", self._url + ALLOW_LIST, headers={"accept-encoding": "identity"}) as response:
-            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(binary_form=True)
+            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
             content = b""
             for part in response.iter_raw():
                 content += part

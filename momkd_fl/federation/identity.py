@@ -76,7 +76,7 @@ class Membership:
         brought, seen = read_allow_list(consortium.allow_list), self._held.newest()
         where = str(consortium.allow_list)
         self.allow_list = self._held.offer(brought if seen is None or brought.version >= seen.version else seen, where)
-        self.allow_list.refuse_outsider(self._party, str(tls.certificate))
+        self.allow_list.refuse_outsider(self._party, "site", str(tls.certificate))
 
     def meet(self, shown: bytes | None, offered: bytes | None) -> None:
         """Take the list that the coordinator hands out, if it is not older, and hold the coordinator against it.
@@ -96,9 +96,11 @@ class Membership:
         where = "The allow-list that the coordinator hands out"
         newest = self.allow_list if offered is None else parse_allow_list(offered, where)
         self.allow_list = self._held.offer(newest, where)
-        self.allow_list.refuse_outsider(self._party, str(self._certificate))
+        self.allow_list.refuse_outsider(self._party, "site", str(self._certificate))
         server = x509.load_der_x509_certificate(shown or b"")
-        self.allow_list.refuse_outsider(party_in(server, Path("the coordinator's certificate")), "The coordinator")
+        self.allow_list.refuse_outsider(
+            party_in(server, Path("the coordinator's certificate")), "server", "The coordinator"
+        )
 
 
 class Admission:
@@ -131,7 +133,7 @@ class Admission:
         self._looked, self._state = time.monotonic(), self._file_state()
         self.tell: Callable[[UserError], None] = lambda mistake: None
         self.allow_list = self._held.offer(read_allow_list(self._path), str(self._path))
-        self.allow_list.refuse_outsider(self._own, str(tls.certificate))
+        self.allow_list.refuse_outsider(self._own, "server", str(tls.certificate))
 
     def admits(self, site: str) -> bool:
         """Whether the site is let in now, with the key that the federation's file gives it."""

@@ -91,14 +91,13 @@ class AllowList(Document):
         found = self.party(name)
         return found is not None and (found.kind, found.tls_key_sha256) == (kind, tls_key_sha256)
 
-    def refuse_outsider(self, party: Party, where: str) -> None:
-        """Raise UserError ``allowlist-not-listed`` unless the party is in with exactly these keys."""
+    def refuse_outsider(self, party: Party, kind: Kind, where: str) -> None:
+        """Raise UserError ``allowlist-not-listed`` unless the party is in as that kind with exactly these keys."""
         found = self.party(party.name)
         if found is None:
             out = any(one.name == party.name for one in self.revoked)
             why = "was revoked" if out else "is not on it"
-        elif (found.kind, found.tls_key_sha256, found.signing_key) != (
-            party.kind,
+        elif not found.kind == party.kind == kind or (found.tls_key_sha256, found.signing_key) != (
             party.tls_key_sha256,
             party.signing_key,
         ):

@@ -73,7 +73,7 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     [
         ({"sitee": "x"}, "sitee", "did you mean 'site'?"),
         ({"connection": {"url": "https://a:1", "pol_max_s": 2}}, "connection.pol_max_s", "'poll_max_s'"),
-        ({"qqq": 1}, "qqq", "known keys here: connection, cuda_graphs, data"),
+        ({"qqq": 1}, "qqq", "known keys here: connection, consortium, cuda_graphs, data"),
         (
             {
                 "data": {

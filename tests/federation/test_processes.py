@@ -286,6 +286,10 @@ def mistakes(tmp_path_factory, new_consortium, party) -> Story:
             "certificate": str(rogue / "birch" / "birch.crt"),
             "private_key": str(rogue / "birch" / "birch.key"),
         }
+        raw["consortium"] |= {
+            "charter": str(rogue / "consortium.json"),
+            "allow_list": str(rogue / "allow-list.json"),
+        }
 
     consortium.edit_site("birch", other_root)
     consortium.edit_site(

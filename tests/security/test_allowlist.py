@@ -50,7 +50,7 @@ SECOND = signed(revise(CHARTER, FIRST, revoke=["oak"], now=NOW))
 
 def test_a_list_lets_in_whom_it_names_with_these_keys_only() -> None:
     FIRST.check(CHARTER, "list", NOW)
-    FIRST.refuse_outsider(party("ash"), "site")
+    FIRST.refuse_outsider(party("ash"), "site", "a site")
     assert FIRST.admits("ash", "site", party("ash").tls_key_sha256)
     assert not FIRST.admits("ash", "server", party("ash").tls_key_sha256)
     assert not FIRST.admits("ash", "site", party("oak").tls_key_sha256)
@@ -61,20 +61,20 @@ def test_a_list_lets_in_whom_it_names_with_these_keys_only() -> None:
         dataclasses.replace(party("ash"), kind="server"),
         dataclasses.replace(party("ash"), signing_key="2" * 64),
     ):
-        assert code_of(FIRST.refuse_outsider, stranger, "site") == "allowlist-not-listed"
+        assert code_of(FIRST.refuse_outsider, stranger, "site", "a site") == "allowlist-not-listed"
     assert FIRST.identities()["oak"] == bytes.fromhex(party("oak").signing_key)
 
 
 def test_a_revoked_party_is_out_and_its_keys_stay_out() -> None:
     SECOND.check(CHARTER, "list", NOW)
     with pytest.raises(UserError, match="was revoked"):
-        SECOND.refuse_outsider(party("oak"), "site")
+        SECOND.refuse_outsider(party("oak"), "site", "a site")
     with pytest.raises(UserError) as caught:
         revise(CHARTER, SECOND, allow=[party("oak")], now=NOW)
     assert caught.value.code == "allowlist-revoked"
     again = signed(revise(CHARTER, SECOND, allow=[party("oak", 1)], now=NOW))
     again.check(CHARTER, "list", NOW)
-    again.refuse_outsider(party("oak", 1), "site")
+    again.refuse_outsider(party("oak", 1), "site", "a site")
     smuggled = signed(
         again.model_copy(update={"parties": FIRST.parties, "signatures": {}}),
     )
@@ -172,7 +172,7 @@ def test_the_party_of_a_certificate_goes_onto_the_list(consortium: Path) -> None
     north = party_of(consortium / "north" / "north.crt")
     server = party_of(consortium / "server" / "server.crt")
     made = signed(revise(CHARTER, None, allow=[north, server], now=NOW))
-    made.refuse_outsider(north, "site")
+    made.refuse_outsider(north, "site", "a site")
     assert [one.kind for one in made.parties] == ["site", "server"]
     assert set(made.identities()) == {"north"}
     with pytest.raises(UserError, match="cannot be revoked"):
