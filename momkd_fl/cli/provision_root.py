@@ -10,12 +10,12 @@ from momkd_fl.cli.frame import OK
 from momkd_fl.cli.provision_passphrase import passphrase_of_options
 from momkd_fl.errors import UserError
 from momkd_fl.security.allowlist import ALLOW_LIST_FILE, revise
-from momkd_fl.security.charter import CHARTER_FILE, make_charter
+from momkd_fl.security.charter import CHARTER_FILE, check_threshold, make_charter
 from momkd_fl.security.documents import spoken
 from momkd_fl.security.keystore import write_new
 from momkd_fl.security.party import party_of
 from momkd_fl.security.pki import create_root, issue_server, issue_site
-from momkd_fl.security.signing import PUBLIC_MODE, create_signing_key, load_public_key
+from momkd_fl.security.signing import PUBLIC_MODE, create_signing_key, fingerprint, load_public_key
 
 KEYHOLDER = "keyholder"
 
@@ -58,14 +58,13 @@ def run_keyholder(args: argparse.Namespace) -> int:
 def run_init(args: argparse.Namespace) -> int:
     """Make root and charter (raises UserError ``provision-step``, ``charter-threshold``, and of keys)."""
     folder, passphrase = args.folder, passphrase_of_options(args)
-    holders = dict(_keyholder_option(text) for text in args.keyholder)
+    keys = {name: load_public_key(path) for name, path in map(_keyholder_option, args.keyholder)}
+    check_threshold(args.threshold, {name: fingerprint(key) for name, key in keys.items()} or {"": ""}, "The charter")
     if passphrase is None:
         print("The root key is not encrypted: name a passphrase, or keep its disk in a safe.", file=sys.stderr)
     create_root(folder, args.consortium, passphrase)
-    if not holders:
-        create_signing_key(folder, KEYHOLDER, passphrase)
-        holders = {KEYHOLDER: folder / f"{KEYHOLDER}.sign.pub"}
-    keys = {name: load_public_key(path) for name, path in holders.items()}
+    if not keys:
+        keys = {KEYHOLDER: create_signing_key(folder, KEYHOLDER, passphrase).public_key()}
     charter = make_charter(args.consortium, folder / "ca.crt", keys, args.threshold)
     write_new(folder / CHARTER_FILE, charter.text(), PUBLIC_MODE)
     print(f"Root and charter are in {folder}: keep the folder offline, and hand out ca.crt and {CHARTER_FILE}.")

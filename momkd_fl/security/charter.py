@@ -64,7 +64,7 @@ def make_charter(consortium: str, root: Path, keyholders: Mapping[str, Ed25519Pu
         ``charter-threshold``, or as :func:`~momkd_fl.security.pki.load_certificate`.
     """
     keys = {name: key.public_bytes_raw().hex() for name, key in keyholders.items()}
-    _check(threshold, keys, "The charter")
+    check_threshold(threshold, keys, "The charter")
     return Charter(consortium=consortium, root_sha256=root_digest(root), keyholders=keys, threshold=threshold)
 
 
@@ -77,7 +77,7 @@ def read_charter(path: Path, root: Path) -> Charter:
         ``charter-other-root``, ``charter-threshold``, or as :func:`~momkd_fl.security.documents.read_document`.
     """
     charter = read_document(path, Charter, "a consortium's charter")
-    _check(charter.threshold, charter.keyholders, str(path))
+    check_threshold(charter.threshold, charter.keyholders, str(path))
     if charter.root_sha256 != root_digest(root):
         raise UserError(
             "charter-other-root",
@@ -92,7 +92,8 @@ def root_digest(root: Path) -> str:
     return hashlib.sha256(load_certificate(root).public_bytes(Encoding.DER)).hexdigest()
 
 
-def _check(threshold: int, keyholders: Mapping[str, str], where: str) -> None:
+def check_threshold(threshold: int, keyholders: Mapping[str, str], where: str) -> None:
+    """Raise UserError ``charter-threshold`` where so many different keys are not there, or none is asked for."""
     if not 1 <= threshold <= len(set(keyholders.values())):
         raise UserError(
             "charter-threshold",
