@@ -31,7 +31,7 @@ from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
 
 CHANGEABLE: Mapping[str, Any] = {
-    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls"), True),
+    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls", "consortium"), True),
     "rounds": {"quorum", "deadline_s", "gather_s"},
     "members": {"__all__": {"certificate", "config"}},
 }
