@@ -8,6 +8,7 @@ import sys
 NAMES = {
     "demo": "make demo on a bare clone: seconds of installation and run, peak memory",
     "empty_round": "an empty round over TLS: seconds, bytes, server CPU and memory",
+    "gate": "what the gate adds to a round at a site of 1 M parameters, books on disk",
     "leave_one_site_out": "AUROC on sites that never trained, with comparators (long)",
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",

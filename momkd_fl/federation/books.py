@@ -81,14 +81,11 @@ class Books:
         self._seen.add(held)
 
     def debit(self, attempt: str, digest: str, charges: tuple[Charge, ...]) -> Receipt:
-        """Spend what a message costs, durably, before it leaves; with () only says what is spent.
-
-        Every charge is a debit of its own, all bound to the payload. Where the last does not fit, the first are
-        spent, and nothing leaves: a budget errs that way.
-        """
-        for number, charge in enumerate(charges, start=1):
-            self.odometer.debit(Debit(f"{attempt}/{number}", digest, charge))
-        return self.odometer.receipt
+        """Spend what a message costs, all of it or nothing, durably, before it leaves; with () say what is spent."""
+        if not charges:
+            return self.odometer.receipt
+        numbered = enumerate(charges, start=1)
+        return self.odometer.debit(*(Debit(f"{attempt}/{number}", digest, charge) for number, charge in numbered))
 
     def enter(self, run: str, round: int, kind: str, digest: str, size: int, receipt: Receipt) -> None:
         """One signed line, on disk when this returns."""
