@@ -2,9 +2,9 @@
 
     python -m benchmarks gate [--parameters 1000000] [--repetitions 50] [--quick]
 
-The real gate with real books on this disk, of one ``train`` reply: weights, memory statistics and score histogram. Timed
-is what :meth:`Gate.send` does beyond building the message, which a site without a gate would do too: the medians'
-difference. Charged are one Gaussian release, exactly composed, and apart from it DP-SGD, through privacy loss
+The real gate with real books on this disk, of one ``train`` reply: weights, memory statistics and score histogram.
+Timed is what :meth:`Gate.send` does beyond building the message, which a site without a gate would do too: the
+medians' difference. Charged are one Gaussian release, exactly composed, and apart from it DP-SGD, through privacy loss
 distributions; the latter's first composition in a process is reported by itself. ``--books`` has earlier lines in the
 ledger and debits in the odometer, as a site in its tenth run would.
 """
