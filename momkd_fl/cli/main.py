@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy and ledger."""
+"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy, policy and ledger."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from momkd_fl.cli.frame import OK, Parser, run_command
 from momkd_fl.cli.ledger import ledger_options, run_ledger
+from momkd_fl.cli.policy import policy_options, run_policy
 from momkd_fl.cli.privacy import privacy_options, run_privacy
 
 
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         commands.add_parser("provision", help="make the keys and certificates of a small consortium in one place")
     )
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
+    policy_options(commands.add_parser("policy", help="the contract of what may leave a site: write, explain, sign"))
     ledger_options(commands.add_parser("ledger", help="what left this site: verify, show, export"))
     args = parser.parse_args(argv)
     actions = {
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         "privacy": _privacy,
         "ledger": _ledger,
         "study": _study,
+        "policy": _policy,
     }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
@@ -202,6 +205,10 @@ def _privacy(args: argparse.Namespace, stop: threading.Event) -> int:
 
 def _ledger(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_ledger(args)
+
+
+def _policy(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_policy(args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import Any
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Disagreement
+from momkd_fl.federation import anchors
 from momkd_fl.federation import state as states
+from momkd_fl.federation.anchors import AnchoringGrid, Anchors
 from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
@@ -81,7 +83,8 @@ class Coordinator:
         *,
         fresh: bool = False,
     ) -> None:
-        self.config, self.grid, self.watch, self.stop, self.traffic = config, grid, watch, stop, traffic
+        self.config, self.watch, self.stop, self.traffic = config, watch, stop, traffic
+        self.grid: SiteGrid = AnchoringGrid(grid, Anchors(config.output_dir / anchors.FILE))
         self.checkpoint = config.output_dir / "checkpoint.safetensors"
         self.failures: list[tuple[str, str]] = []
         self.stopped: list[Disagreement] = []

@@ -794,6 +794,8 @@ class SiteSession(Session):
     say : callable
         Told (event, fields): ``connecting`` (url, waited_s, reason), ``active``, ``clock`` (off_s), ``received``
         (kind, round), ``sent`` (kind, round, seconds), ``dropped`` (reason), ``finished``, ``stopped``.
+    coordinator_sha256 : str or None
+        SHA-256 of the one server certificate that is talked to; None: any of the root.
 
     Raises
     ------
@@ -812,10 +814,11 @@ class SiteSession(Session):
         poll_max_s: float,
         give_up_after_s: float,
         say: Say,
+        coordinator_sha256: str | None = None,
     ) -> None:
         check_certificate(certificate, ca)
         key = private_key_of(certificate, private_key, passphrase)
-        calls = _FleetCalls(url, client_context(ca, certificate, private_key, passphrase), key)
+        calls = _FleetCalls(url, client_context(ca, certificate, private_key, passphrase, coordinator_sha256), key)
         super().__init__(
             calls,
             url,

@@ -43,6 +43,9 @@ DIMENSIONS_MAX = 8
 SITE_ERROR = 100
 """Flower error code of a site's refusal; its reason is a stable error code of ours and nothing else."""
 
+ANCHOR = "anchor"
+"""Record beside a message's own: heads of a site's books (anchor.py). It is no part of what the message says."""
+
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 Arrays = dict[str, dict[str, NDArray[np.float32]]]
 
@@ -302,7 +305,7 @@ def _open_arrays(message: Message, kind: str, groups: frozenset[str], sender: st
     arrays: Arrays = {}
     total = 0
     for group, record in message.content.items():
-        if group == "envelope":
+        if group == "envelope" or (group == ANCHOR and isinstance(record, ConfigRecord)):
             continue
         if group not in groups or not isinstance(record, ArrayRecord):
             raise UserError("message-schema", f"{sender}: a {kind} message may not carry '{group}'; message dropped.")

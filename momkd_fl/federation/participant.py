@@ -51,6 +51,7 @@ from momkd_fl.federation.state import Arrays as SpaceArrays
 from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import architecture_hash
+from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums, selection_sums
 from momkd_fl.training import checkpoint
 from momkd_fl.training.loop import Prediction
@@ -85,6 +86,15 @@ class Participant:
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
     _work: Work | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> str:
+        """Task of the run at hand; empty before the first greeting."""
+        return "" if self._plan is None else str(self._plan.federation.get("task", ""))
+
+    def take_charges(self) -> tuple[Charge, ...]:
+        """What the private releases in the reply just made cost; the gate debits it before the reply leaves."""
+        return ()
 
     def give_up(self, mistake: UserError) -> None:
         """End this site's part: its own files or its plan cannot be used."""
