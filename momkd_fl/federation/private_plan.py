@@ -16,12 +16,8 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps, joint_epsilon, sigma_for
 from momkd_fl.privacy.dpsgd import Steps
-from momkd_fl.privacy.mechanism import PUBLICATION_DEVIATIONS, Release, Worth, worth
+from momkd_fl.privacy.mechanism import PUBLICATION_DEVIATIONS, USEFUL_COSINE, USEFUL_SHARE, Release, Worth, worth
 
-USEFUL_COSINE = 0.4
-"""Below it a slot points mostly where the noise does: its noise is 2.3 times its signal."""
-USEFUL_SHARE = 0.1
-"""Below it the memory is as good as frozen: private, and of no use."""
 CONCENTRATION = 0.6
 """Assumed norm of the mean embedding of a slot's patients."""
 DPSGD_PATIENTS = 100
@@ -138,13 +134,14 @@ def expected_worth(config: FederationConfig, plan: PrivatePlan) -> dict[Part, Wo
     if plan.sigma is None:
         return {}
     sites = sum(member.role == "train" for member in config.members.values())
-    count = config.privacy.site_patients * sites / (config.classes * config.memory.slots)
+    privacy = config.privacy
+    count = privacy.site_patients * sites / (config.classes * config.memory.slots)
     found: dict[Part, Worth] = {}
     if "anchors" in plan.releases:
         dim = config.memory.anchor_dim
         found["anchors"] = worth(anchors_release(config, plan.sigma, dim), dim, count, CONCENTRATION, sites=sites)
     if "slots" in plan.releases:
-        release = slots_release(config, plan.sigma, genomic=config.memory.genomics)
+        release = slots_release(config, plan.sigma, genomic=config.memory.genomics and privacy.share == "all")
         found["slots"] = worth(release, config.model.memory_dim, count, CONCENTRATION, sites=sites)
     return found
 
