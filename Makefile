@@ -1,12 +1,12 @@
 # Every target sets up .venv first, and again only when pyproject.toml or constraints.txt has changed.
-#   make demo [ARGS=--fresh]     make test     make lint     make bench ONLY=name     make docs
+#   make demo [ARGS=--fresh]     make test     make lint     make bench ONLY=name     make audit ONLY=name     make docs
 # TORCH_INDEX: an extra package index for torch, e.g. https://download.pytorch.org/whl/cpu where the
 # default index would bring the CUDA build and its gigabytes.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test lint bench audit docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +59,9 @@ test: lint
 
 bench: setup
 	exec $(BIN)/python -m benchmarks $(ONLY) $(ARGS)
+
+audit: setup
+	exec $(BIN)/python -m benchmarks.audit $(ONLY) $(ARGS)
 
 docs: setup
 	$(BIN)/python -m momkd_fl.cli.docs
