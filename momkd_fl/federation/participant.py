@@ -89,6 +89,7 @@ class Participant:
     mistake: UserError | None = None
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
+    _loaded_for: tuple[str, str, bool] | None = None
     _work: Work | None = field(default=None, repr=False)
 
     def give_up(self, mistake: UserError) -> None:
@@ -145,6 +146,7 @@ class Participant:
         self._work = None
         work = self._ready(request.run)
         save_plan(self.state_dir, self._plan)
+        self._say_if_small(work)
         return PlanReply(architecture=architecture_hash(work.shape)), {}
 
     def initialise(self, request: Parcel[Initialise]) -> tuple[InitialiseReply, Arrays]:
@@ -262,8 +264,9 @@ class Participant:
         checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
-        if self._loaded is None or self._loaded[0].task != config.task:
-            self._loaded = self.load(config)
+        asked = (config.task, config.training.standardise, config.privacy.active)
+        if self._loaded is None or self._loaded_for != asked:
+            self._loaded, self._loaded_for = self.load(config), asked
         return self._loaded
 
     def _ready(self, run: str) -> Work:
@@ -278,6 +281,15 @@ class Participant:
                 if kept is not None:
                     set_weights(self._work.model, self._work.layout, kept)
         return self._work
+
+    def _say_if_small(self, work: Work) -> None:
+        """Tell the person at this site alone: a refusal would tell others how many patients it has."""
+        expected, own = work.config.privacy.site_patients, len(work.cohort.labelled("train"))
+        if self.role == "train" and work.config.privacy.noisy and own < expected / 2:
+            self.say(
+                f"This run's noise is planned for about {expected} training patients a site; here are {own}, so that "
+                "what leaves this site is mostly noise. It may be better to let it evaluate only."
+            )
 
     def _private_start(self, work: Work, step: str, request: Parcel[Initialise]) -> MemoryStatistics:
         """One step of the start with noise; no other step is agreed, whoever asks for it."""

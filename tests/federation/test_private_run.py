@@ -151,6 +151,12 @@ def test_a_site_refuses_steps_that_were_not_agreed(memory_run: Recorded) -> None
     assert caught.value.code == "privacy-not-agreed"
 
 
+def test_a_site_smaller_than_planned_is_told_so_and_nobody_else(memory_run: Recorded) -> None:
+    for site in ("ash", "birch"):
+        assert any("planned for about 500" in sentence for sentence in memory_run.consortium.said[site])
+    assert not any("planned for" in sentence for sentence in memory_run.consortium.said["holly"])
+
+
 def test_a_repeated_round_is_charged_again_and_has_new_noise(memory_run: Recorded) -> None:
     state, site = memory_run.outcome.state, memory_run.consortium.participants["ash"]
     before = len(memory_run.charges["ash"])
