@@ -60,7 +60,7 @@ def flat(found: MemoryStatistics, count_weight: float) -> NDArray[np.float64]:
 
 def figures(quick: bool) -> list[Figure]:
     """Lower bounds on ε at 99 % confidence; the controls must be over the claim."""
-    runs = 1500 if quick else 6000
+    runs = 300 if quick else 6000
     with tempfile.TemporaryDirectory() as folder:
         site = audited_site(Path(folder), PRIVACY, **ONE_RELEASE)
         claim = joint_epsilon(site.work.private.plan.charges, DELTA)

@@ -27,6 +27,11 @@ def who(results: Results) -> str:
     """The first sentence: who trained."""
     count, kind = len(results.training_sites), "" if results.origin == "federation" else "simulated "
     hospitals = f"{_word(count)} {kind}hospital{'s' if count != 1 else ''}"
+    if "weights" not in results.protection.artefacts.get("train", {"weights": ""}):
+        return (
+            f"{hospitals.capitalize()} trained a model each against one shared memory. They exchanged summed "
+            "statistics, never weights, slides, genomes or labels."
+        )
     return (
         f"{hospitals.capitalize()} trained one model together. They exchanged weights and summed statistics, never "
         "slides, genomes or labels."

@@ -54,6 +54,7 @@ def test_where_no_weights_are_shared_every_site_s_student_is_scored(files) -> No
     card = (files.output / "model_card.md").read_text("utf-8")
     assert "at most ε = 8 at δ = 1e-05" in card
     assert "ever moved by a release" in card
+    assert "never weights" in card
     assert "No differential privacy bound is claimed" not in card
     scored = sorted(path.parent.parent.parent.name for path in files.output.glob("comparators/*/sites/holly/*.csv"))
     assert scored == ["own-ash", "own-birch"]
