@@ -24,6 +24,7 @@ from momkd_fl.federation.enrol import agree_panel, architecture_difference, call
 from momkd_fl.federation.initialise import Start, initialise
 from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply
 from momkd_fl.federation.plan import SitePlan, save_model
+from momkd_fl.federation.private_plan import must_be_useful, released_in
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
 from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
@@ -93,6 +94,7 @@ class Coordinator:
 
     def run(self) -> Outcome | None:
         """The whole run; None when the person stopped it (the checkpoint allows going on)."""
+        must_be_useful(self.config)
         state = self._resumed()
         admitted = set(state.members) if state else set()
         if state is not None:
@@ -181,7 +183,7 @@ class Coordinator:
             architecture=architecture_hash(shape),
             panel=panel,
             members={},
-            weights=initial_weights(shape, self.config.seed),
+            weights=initial_weights(self.config, shape),
             memory=initial_memory(self.config, shape),
             seed=self.config.seed,
         )
@@ -270,6 +272,7 @@ class Coordinator:
             quorum=config.rounds.quorum,
             reply_shapes=lambda site: reply_shapes(config, layout, state.memory, state.members[site]["genomics"]),
             on_reply=self.watch.replied,
+            released_in=lambda round: released_in(config, round),
         )
         restore_optimiser(strategy, state.optimiser)
         return Course(

@@ -86,7 +86,7 @@ def _one_round(config: FederationConfig, grid: LocalGrid, site: SiteConfig) -> l
     hello = roll.accepted[name]
     state = ServerState(
         run, 0, "", architecture_hash(shape), panel, {name: hello.model_dump()},
-        initial_weights(shape, config.seed), initial_memory(config, shape), seed=config.seed,
+        initial_weights(config, shape), initial_memory(config, shape), seed=config.seed,
     )  # fmt: skip
     planned = send_plan(grid, config, run, roll.accepted, panel, state.architecture)
     refused = list(planned.refusals.values())

@@ -34,7 +34,19 @@ from momkd_fl.evaluation.results import Cohort
 PROTOCOL = 1
 """Version of every message. A site and a coordinator of different versions refuse each other."""
 
-SHARED_SECTIONS = ("name", "task", "classes", "encoder", "model", "memory", "losses", "training", "genes", "seed")
+SHARED_SECTIONS = (
+    "name",
+    "task",
+    "classes",
+    "encoder",
+    "model",
+    "memory",
+    "losses",
+    "training",
+    "genes",
+    "privacy",
+    "seed",
+)
 """The parts of the federation's configuration that the sites are told."""
 
 BODY_BYTES_MAX = 1 << 20

@@ -25,6 +25,11 @@ def write_predictions(path: Path, scored: Prediction) -> None:
     checkpoint.write_durably(path, text.getvalue().encode())
 
 
+def unmeasured_row(cohort: Cohort) -> CohortRow:
+    """The row of a cohort none of whose counts may leave its site."""
+    return CohortRow(cohort.site, cohort.role, patients=None, slides=None, with_genomics=None, tasks={})
+
+
 def cohort_row(cohort: Cohort) -> CohortRow:
     """The cohort's row in the report, with exact counts: the gate withholds the small ones before it leaves."""
     labelled = [patient for patient in cohort.patients if patient.label is not None]
