@@ -19,7 +19,6 @@ from momkd_fl.federation.state import Arrays, Best, ServerState
 from momkd_fl.federation.watch import Watch
 
 FAREWELL_S = 30.0
-"""Slope and intercept that leave scores as they are."""
 
 Evaluations = dict[str, Parcel[EvaluateReply]]
 
