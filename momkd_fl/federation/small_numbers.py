@@ -116,7 +116,7 @@ def _refuse_few(kind: str, statistics: Mapping[str, Any], minimum: int) -> None:
         found = [float(statistics["n"][0])]
     elif "balance" in statistics:
         found = np.diagonal(np.asarray(statistics["balance"], np.float64)).tolist()
-    if found and min(found) < minimum:
+    if minimum > 1 and found and min(found) < minimum:
         raise UserError(
             "few-patients",
             f"Answering '{kind}' would sum genes over fewer than {minimum} patients (small_numbers.minimum_per_class). "

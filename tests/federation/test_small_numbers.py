@@ -90,6 +90,12 @@ def test_sums_to_choose_genes_are_refused_where_a_class_is_small(positive: int, 
     check_genes(outgoing(SelectReply(), **sums), stopped)
 
 
+def test_a_contract_that_calls_nobody_few_lets_a_single_patient_s_sums_go() -> None:
+    sums = selection_sums(np.ones((3, 2)), np.array([0, 0, 1], np.int64), np.array(["a"] * 3), 2)
+    rules = SmallNumbers(minimum_per_class=1)
+    suppressed(outgoing(SelectReply(), **sums), "validation", rules, Publications(None))
+
+
 def check_genes(message: Outgoing, stopped: bool) -> None:
     if not stopped:
         suppressed(message, "validation", SmallNumbers(), Publications(None))
