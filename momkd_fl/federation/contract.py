@@ -25,6 +25,7 @@ TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
     "plan": (),
     "initialise": (
         *_STATISTICS, *_GENOMIC, "statistics.n", "statistics.sum", "statistics.sum_sq", "statistics.outer",
+        "statistics.sums.means", "statistics.counts.means",
     ),
     "train": ("update.histology", "update.genomics", *_STATISTICS, *_GENOMIC, "scores.counts"),
     "evaluate": ("scores.counts",),

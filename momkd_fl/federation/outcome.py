@@ -98,9 +98,10 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
     )
     binned = binned_scores(outcome)
     scored = compared(results, config, binned)
-    fitted = validation_transfer(
-        ScoreHistogram.from_arrays(chosen.best.scores), chosen.calibration, task=task, seed=config.seed
-    )
+    fitted = []
+    if config.privacy.measured:
+        histogram = ScoreHistogram.from_arrays(chosen.best.scores)
+        fitted = validation_transfer(histogram, chosen.calibration, task=task, seed=config.seed)
     # A calibration curve's bins of some twenty patients hold counts that a live federation does not publish.
     kept = [c for c in scored.curves if where.origin != "federation" and c.kind.startswith("calibration")]
     return replace(scored, curves=_binned_curves(task, outcome) + kept, transfer=[*fitted, *scored.transfer])
