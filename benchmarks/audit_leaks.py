@@ -26,6 +26,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.federation.client import make_client_app
 from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.participant import Participant
@@ -115,7 +116,11 @@ def _run(folder: Path, privacy: dict[str, Any]) -> tuple[list[bytes], list[Secre
         participants[site.name] = Participant(
             site.name, own.role, cohort_loader(own, _unsaid), folder / "sites" / site.name, torch.device("cpu"), _unsaid
         )
-    grid = Tapped({name: (make_client_app(each, _unsaid), _context()) for name, each in participants.items()})
+    apps = {
+        name: (make_client_app(each, _unsaid, gate=simulation_gate(name)), _context())
+        for name, each in participants.items()
+    }
+    grid = Tapped(apps)
     watch = open_watch(config, plain=True)
     with watch.progress, watch.log, watch.metrics:
         outcome = Coordinator(config, grid, watch, threading.Event(), dict).run()
