@@ -1,12 +1,12 @@
 # Every target sets up .venv first, and again only when pyproject.toml or constraints.txt has changed.
-#   make demo [ARGS=--fresh]     make test     make lint     make bench ONLY=name     make study ONLY=run     make docs
+#   make demo [ARGS=--fresh]   make test   make lint   make bench|study|audit ONLY=name   make docs
 # TORCH_INDEX: an extra package index for torch, e.g. https://download.pytorch.org/whl/cpu where the
 # default index would bring the CUDA build and its gigabytes.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup demo test lint bench study docs clean
+.PHONY: help setup demo test lint bench study audit docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,6 +62,9 @@ bench: setup
 
 study: setup
 	exec $(BIN)/python -m benchmarks.study $(ONLY) $(ARGS)
+
+audit: setup
+	exec $(BIN)/python -m benchmarks.audit $(ONLY) $(ARGS)
 
 docs: setup
 	$(BIN)/python -m momkd_fl.cli.docs

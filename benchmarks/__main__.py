@@ -9,6 +9,7 @@ NAMES = {
     "demo": "make demo on a bare clone: seconds of installation and run, peak memory",
     "empty_round": "an empty round over TLS: seconds, bytes, server CPU and memory",
     "study": "AUROC on sites that never trained, with every comparator (hours; a plan of studies/)",
+    "gate": "what the gate adds to a round at a site of 1 M parameters, books on disk",
     "reading": "features in place against h5py, the store against readinto, ingesting, memory of 30 GB",
     "check": "momkd check on 1,000 slides: the first time and again",
     "train": "training against the released MoMKD, CLAM, torchmil and the matmul roof (needs benchmarks/peers.sh)",

@@ -40,6 +40,7 @@ from momkd_fl.evaluation.intervals import Z95, random_effects
 from momkd_fl.federation.client import make_client_app
 from momkd_fl.federation.comparators import Shelf, read_predictions
 from momkd_fl.federation.coordinator import Coordinator, Outcome
+from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.memory_bank import move_slots
 from momkd_fl.federation.messages import Arrays
@@ -164,7 +165,10 @@ def train(config: FederationConfig, shelf: Shelf, renew: bool) -> Trained:
     """One federation in this process over the cohorts on ``shelf``."""
     sites = {name: _site(name, member.role, config, shelf) for name, member in config.members.items()}
     apps = {
-        name: (make_client_app(site, site.say), Context(0, 0, node_config={}, state=RecordDict(), run_config={}))
+        name: (
+            make_client_app(site, site.say, gate=simulation_gate(name)),
+            Context(0, 0, node_config={}, state=RecordDict(), run_config={}),
+        )
         for name, site in sites.items()
     }
     coordinator = RemeasuringCoordinator(

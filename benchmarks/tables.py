@@ -48,15 +48,11 @@ SECTIONS = {
     "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
     "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),
-    "semi-real": (
-        "Semi-real TCGA-BRCA",
-        "`make bench ONLY=leave_one_site_out`: real expression, labels and hospitals, synthetic slides. `loso` pools "
-        "the six left-out sites, `external` is the cohort of 25 small ones. Means over generator seeds; the interval "
-        "of a difference covers patients and seeds.",
-    ),
     "study-main": (
         "The study",
-        "`make study ONLY=summary`: every comparator on the semi-real cohort ([study](study.md)).",
+        "`make study ONLY=summary`: real expression, labels and hospitals of TCGA-BRCA, synthetic slides "
+        "([study](study.md)). `loso` pools the six left-out sites, `external` is the cohort of 25 small ones. Means "
+        "over seeds; intervals are a bootstrap over sites, patients and seeds. `finished`: share of the plan's cells.",
     ),
     "study-ablations": ("Ablations", "`make study ONLY=summary ARGS=ablations`: what each part is worth, on PR."),
     "study-crc": ("Real colorectal slides, as a study", "`make study ONLY=summary ARGS=crc`."),
@@ -84,14 +80,15 @@ IN_README = (
     "memory.train_rss_mb.30gb",
     "memory.train_100k_gb",
     "check.again_s",
-    "semi-real.PR.loso.federated",
-    "semi-real.PR.loso.pooled",
-    "semi-real.PR.loso.local_median",
-    "semi-real.PR.loso.control",
-    "semi-real.ODX.loso.federated",
-    "semi-real.ODX.loso.pooled",
-    "semi-real.HER2.loso.federated",
-    "semi-real.HER2.loso.pooled",
+    "study-main.PR.loso.federated",
+    "study-main.PR.loso.federated_to_pooled",
+    "study-main.PR.loso.federated_minus_every_local",
+    "study-main.PR.loso.federated_minus_control",
+    "study-main.ODX.loso.federated",
+    "study-main.ODX.loso.federated_minus_control",
+    "study-main.ODX.loso.federated_minus_shuffled_within_class",
+    "study-main.HER2.loso.federated",
+    "study-main.HER2.loso.federated_minus_control",
 )
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +21,17 @@ import psutil
 import yaml
 
 from momkd_fl.cli.provision_root import make_trial
+from momkd_fl.config.policy import ANY, SmallNumbers, policy_text
+from momkd_fl.config.site import Egress
 from momkd_fl.security.allowlist import ALLOW_LIST_FILE
 from momkd_fl.security.charter import CHARTER_FILE
+from momkd_fl.security.detached import sign_file
+from momkd_fl.security.pki import certificate_sha256
+from momkd_fl.security.signing import load_signing_key
 
 HOST = "127.0.0.1"
+SYNTHETIC_DAYS = 365
+"""How long the contract of a synthetic hospital holds."""
 STOP_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
@@ -42,8 +50,13 @@ def provision(keys: Path, name: str, sites: list[str]) -> None:
     make_trial(keys, name, ["localhost", HOST], sites)
 
 
-def write_site(path: Path, source: Path, keys: Path, port: int, state: Path, **sections: Any) -> None:
-    """The site's file for ``momkd-client``: the data section of ``source`` plus connection, certificates and state."""
+def write_site(
+    path: Path, source: Path, keys: Path, port: int, state: Path, *, runs: tuple[str, ...] = (ANY,), **sections: Any
+) -> None:
+    """The site's file for ``momkd-client``: the data section of ``source`` plus connection, certificates and state.
+
+    With it come a signed contract that hides nothing, since these patients are synthetic, and the gate's books.
+    """
     raw = yaml.safe_load(source.read_text("utf-8"))
     raw["data"] = _absolute(raw["data"], source.parent)
     site = raw["site"]
@@ -54,8 +67,41 @@ def write_site(path: Path, source: Path, keys: Path, port: int, state: Path, **s
         "tls": _tls(keys, site),
         "consortium": _consortium(keys, site),
         "telemetry": {"log": str(state / "log.jsonl")},
+        "egress": _egress(keys, site, raw.get("role", "train"), runs),
     }
     _write(path, raw | sections)
+
+
+def _egress(keys: Path, site: str, role: str, runs: tuple[str, ...]) -> dict[str, str]:
+    """The section ``egress`` with what it names, made where it is not there yet."""
+    from momkd_fl.federation.books import Books  # imports Flower
+    from momkd_fl.federation.contract import contract_for
+
+    folder = keys / site / "egress"
+    found = {
+        "policy": str(folder / "policy.yaml"),
+        "signing_key": str(keys / site / f"{site}.sign.key"),
+        "ledger": str(folder / "ledger.jsonl"),
+        "odometer": str(folder / "odometer.jsonl"),
+        "publications": str(folder / "publications.json"),
+    }
+    egress = Egress.model_validate(found)
+    if not egress.policy.exists():
+        certificate = keys / "server" / "server.crt"
+        policy = contract_for(
+            site,
+            role,
+            coordinator_sha256=certificate_sha256(certificate),
+            runs=list(runs),
+            expires=datetime.now(UTC).date() + timedelta(days=SYNTHETIC_DAYS),
+            small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),
+        )
+        key = load_signing_key(egress.signing_key)
+        folder.mkdir(exist_ok=True)
+        Books.create(egress, key, site, policy.budget)
+        egress.policy.write_text(policy_text(policy), "utf-8")
+        sign_file(egress.policy, key)
+    return found
 
 
 def write_federation(path: Path, run: Mapping[str, Any], sites: Mapping[str, str], keys: Path, port: int) -> None:

@@ -131,7 +131,8 @@ def _prepare(layout: Layout, asked: dict[str, Any], fresh: bool) -> list[SynthSi
     port = free_port()
     for site in sites:
         source = layout.data / site.name / "site.yaml"
-        write_site(layout.site_file(site.name), source, layout.keys, port, layout.state(site.name))
+        state = layout.state(site.name)
+        write_site(layout.site_file(site.name), source, layout.keys, port, state, runs=("demo",))
     trainers = sum(site.role == "train" for site in sites)
     run = {
         "name": "demo",

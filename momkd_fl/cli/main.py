@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy, ledger, unseal."""
+"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy, policy, ledger and unseal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from momkd_fl.cli.frame import OK, Parser, run_command
 from momkd_fl.cli.ledger import ledger_options, run_ledger
+from momkd_fl.cli.policy import policy_options, run_policy
 from momkd_fl.cli.privacy import privacy_options, run_privacy
 from momkd_fl.cli.provision import provision_options, run_provision
 from momkd_fl.cli.unseal import run_unseal, unseal_options
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
     provision_options(commands.add_parser("provision", help="the consortium's keys, certificates and allow-list"))
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
+    policy_options(commands.add_parser("policy", help="the contract of what may leave a site: write, explain, sign"))
     ledger_options(commands.add_parser("ledger", help="what left this site: verify, show, export"))
     unseal_options(commands.add_parser("unseal", help="read a sealed file of this party's own"))
     args = parser.parse_args(argv)
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "ledger": _ledger,
         "study": _study,
         "unseal": _unseal,
+        "policy": _policy,
     }
     return run_command(f"momkd {args.command}", lambda stop: actions[args.command](args, stop))
 
@@ -194,6 +197,10 @@ def _unseal(args: argparse.Namespace, stop: threading.Event) -> int:
 
 def _ledger(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_ledger(args)
+
+
+def _policy(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_policy(args)
 
 
 if __name__ == "__main__":

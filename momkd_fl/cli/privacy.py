@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momkd_fl.cli.frame import OK
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
     from momkd_fl.privacy.accountant import Artefact
     from momkd_fl.privacy.mechanism import Release, Worth
 
-USEFUL_COSINE = 0.4
-"""Below it a slot points mostly where the noise does: its noise is 2.3 times its signal."""
-USEFUL_SHARE = 0.1
-"""Below it the memory is as good as frozen: private, and of no use."""
-CONCENTRATION = 0.6
-
 
 def privacy_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``momkd privacy plan``."""
@@ -27,11 +22,17 @@ def privacy_options(parser: argparse.ArgumentParser) -> None:
         dest="action", required=True, metavar="ACTION", parser_class=argparse.ArgumentParser
     )
     plan = commands.add_parser("plan", help="what a privacy budget costs in noise, and what that leaves of the memory")
-    plan.add_argument("--epsilon", type=_above_zero, required=True, help="ε that the memory's releases may spend")
+    plan.add_argument(
+        "--federation",
+        type=Path,
+        metavar="FILE",
+        help="the federation's file: every artefact of that run, charged or not, and its ε; other options have no part",
+    )
+    plan.add_argument("--epsilon", type=_above_zero, help="ε that the memory's releases may spend")
     plan.add_argument("--delta", type=_share, default=1e-5, help="δ; well under 1 / patients")
-    plan.add_argument("--patients", type=_count, required=True, help="training patients of one site, roughly")
+    plan.add_argument("--patients", type=_count, help="training patients of one site, roughly")
     plan.add_argument("--sites", type=_count, default=1, help="sites like this one whose sums are added up")
-    plan.add_argument("--releases", type=_count, required=True, help="how often the memory is released in the run")
+    plan.add_argument("--releases", type=_count, help="how often the memory is released in the run")
     plan.add_argument("--slots", type=_count, default=2, help="slots K per class")
     plan.add_argument("--memory-dim", type=_count, default=64, help="size S of the memory's space")
     plan.add_argument("--modalities", type=_count, default=2, help="modalities released together")
@@ -41,7 +42,7 @@ def privacy_options(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--concentration",
         type=_share,
-        default=CONCENTRATION,
+        default=0.6,
         help="how alike a slot's patients are: norm of their mean embedding, between 0 and 1; an assumption",
     )
     weights = plan.add_argument_group("weights", "without these, weights leave without noise and the run's ε is ∞")
@@ -59,10 +60,21 @@ def run_privacy(args: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        ``plan-dpsgd`` for half a setting of DP-SGD; ``privacy-plan-useless`` where noise would drown the memory.
+        ``plan-options`` where numbers are missing; ``plan-dpsgd`` for half a setting of DP-SGD;
+        ``privacy-plan-useless`` where noise would drown the memory.
     """
     from momkd_fl.privacy.accountant import GaussianReleases, epsilon_of_run, joint_epsilon, sigma_for
 
+    if args.federation is not None:
+        from momkd_fl.cli.privacy_run import plan_of_run
+
+        return plan_of_run(args.federation, as_json=args.json)
+    lacking = [name for name in ("epsilon", "patients", "releases") if getattr(args, name) is None]
+    if lacking:
+        raise UserError(
+            "plan-options",
+            f"momkd privacy plan needs --{lacking[0]}, or --federation FILE for the run that a file describes. Add it.",
+        )
     sigma = sigma_for(args.epsilon, args.delta, args.releases)
     artefacts = _artefacts(args, sigma)
     release = _release(args, sigma)
@@ -173,6 +185,8 @@ def _charged(artefact: Artefact) -> str:
 
 
 def _refuse_useless(args: argparse.Namespace, cosine: float, released: float) -> None:
+    from momkd_fl.privacy.mechanism import USEFUL_COSINE, USEFUL_SHARE
+
     if cosine >= USEFUL_COSINE and released >= USEFUL_SHARE:
         return
     if cosine < USEFUL_COSINE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from jinja2 import Environment, StrictUndefined
 
 from momkd_fl import __version__
@@ -23,7 +21,7 @@ from momkd_fl.security.allowlist import ALLOW_LIST_FILE, read_allow_list
 from momkd_fl.security.charter import CHARTER_FILE, read_charter
 from momkd_fl.security.documents import spoken
 from momkd_fl.security.party import hosts_of, party_of
-from momkd_fl.security.pki import check_certificate, expiry, load_certificate
+from momkd_fl.security.pki import certificate_sha256, check_certificate, expiry
 
 POLICY_DAYS = 180
 UNIT, COMPOSE = "momkd-client.service", "client.yaml"
@@ -83,7 +81,6 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.url}: the coordinator's certificate is not for that host, but for "
             f"{', '.join(hosts_of(args.server_certificate))}. Sites would refuse it.",
         )
-    shown = load_certificate(args.server_certificate).public_bytes(Encoding.DER)
     return {
         "site": party.name,
         "consortium": charter.consortium,
@@ -94,7 +91,7 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
         "proxy": args.proxy,
         "run": f'"{args.run}"',
         "expires": datetime.now(UTC).date() + timedelta(days=POLICY_DAYS),
-        "coordinator_sha256": hashlib.sha256(shown).hexdigest(),
+        "coordinator_sha256": certificate_sha256(args.server_certificate),
         "certificate_end": f"{expiry(args.certificate):%Y-%m-%d}",
         "list_end": f"{allow_list.expires:%Y-%m-%d}",
         "charter_digest": spoken(charter.digest()),

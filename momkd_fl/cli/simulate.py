@@ -26,6 +26,7 @@ from momkd_fl.federation.coordinator import Outcome
 from momkd_fl.federation.outcome import Circumstances, compared, results_of, with_data_digest, write_outcome
 from momkd_fl.federation.simulate import member_sites, simulate
 from momkd_fl.federation.site_data import device_of
+from momkd_fl.federation.students_elsewhere import score_students
 from momkd_fl.federation.watch import open_watch
 
 
@@ -50,8 +51,12 @@ def run_simulation(
     if outcome is None:
         return None
     seconds = {"federated": time.monotonic() - started}
+    own = config.privacy.share == "memory"
+    if own and tested:
+        score_students(config, outcome.state, shelf, folder, base, tested)
     if comparators and tested:
-        random_memory_scores(config, outcome.state, shelf, base / "random_memory", tested)
+        if not own:
+            random_memory_scores(config, outcome.state, shelf, base / "random_memory", tested)
         files = {name: member.config for name, member in config.members.items() if member.config is not None}
         began = time.monotonic()
         run_arms(config, files, comparator_arms(config), base, stop, watch.progress.say, jobs)
@@ -74,7 +79,13 @@ def report(
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results = results_of(config, outcome, Circumstances("simulation", run_seconds, peak_mb, phases=phases))
     results = with_data_digest(results, folder / "sites")
-    if tested and all(predictions_path(folder, site).exists() for site in tested):
-        scores: dict[Method, Models] = {"federated": arm_scores(folder, tested), **collect(base, config)}
+    federated: Models | None = None
+    if config.privacy.share == "memory" and tested:
+        trainers = [site for site, member in config.members.items() if member.role == "train"]
+        federated = [arm_scores(base / f"own-{site}", tested) for site in trainers]
+    elif tested and all(predictions_path(folder, site).exists() for site in tested):
+        federated = arm_scores(folder, tested)
+    if federated is not None:
+        scores: dict[Method, Models] = {"federated": federated, **collect(base, config)}
         results = compared(results, config, scores, local_sites(base, config))
     return write_outcome(results, folder)

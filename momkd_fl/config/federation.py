@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from momkd_fl.config.base import FilePath, Strict
+from momkd_fl.config.privacy import Privacy, breaks_privacy
 from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -236,6 +237,7 @@ class FederationConfig(Strict):
     losses: Losses = Field(default_factory=lambda: Losses())
     training: Training = Field(default_factory=lambda: Training())
     genes: Genes = Field(default_factory=lambda: Genes())
+    privacy: Privacy = Field(default_factory=lambda: Privacy())
     strategy: Strategy = Field(default_factory=lambda: Strategy())
     rounds: Rounds = Field(default_factory=lambda: Rounds())
     seed: int = Field(0, ge=0, description="Seed of everything that is not a key or noise.")
@@ -266,4 +268,7 @@ class FederationConfig(Strict):
         stray = sorted(set(self.strategy.site_weights) - set(training))
         if stray:
             raise ValueError(f"strategy.site_weights names {stray[0]!r}, which is no training member")
+        forbidden = next((sentence for broken, sentence in breaks_privacy(self) if broken), None)
+        if forbidden:
+            raise ValueError(forbidden)
         return self

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from momkd_fl.config.base import _models
 from momkd_fl.config.federation import FederationConfig
+from momkd_fl.config.policy import Policy
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.config.study import StudyPlan
 
@@ -29,6 +30,7 @@ def configuration_reference() -> str:
         ("A site: `momkd-client --site config.yaml`", SiteConfig),
         ("A federation: `momkd-server --config federation.yaml`", FederationConfig),
         ("A study: `momkd study --plan study.yaml`", StudyPlan),
+        ("A site's contract: `momkd policy explain policy.yaml`", Policy),
     ):
         parts.append(f"## {title}\n")
         parts += _sections(model, "")

@@ -214,6 +214,29 @@ class Telemetry(Strict):
     log: FilePath | None = Field(None, description="JSON-lines log with allow-listed fields; none: no file.")
 
 
+class Egress(Strict):
+    """The site's contract, key and books. Without this section nothing leaves: momkd-client refuses to start."""
+
+    policy: FilePath = Field(
+        description="The contract (YAML), with its signature beside it ('.sig'); written, explained and signed by "
+        "'momkd policy'."
+    )
+    signing_key: FilePath = Field(
+        description="The site's Ed25519 private key (PEM, mode 0600): signs ledger and messages, and the contract "
+        "unless policy_key names another signer."
+    )
+    policy_key: FilePath | None = Field(
+        None, description="Public key (PEM) of who signs the contract, where that is not the site's own key."
+    )
+    ledger: FilePath = Field(description="Ledger of all that left, over all runs; made once by 'momkd policy write'.")
+    odometer: FilePath = Field(
+        description="What the site has spent of its privacy budget, over all runs; made once by 'momkd policy write'."
+    )
+    publications: FilePath = Field(
+        description="Counts that left, and those withheld beside them, over all runs: exact, for this site's eyes."
+    )
+
+
 class SiteConfig(Strict):
     """One hospital's part in a federation."""
 
@@ -227,6 +250,7 @@ class SiteConfig(Strict):
     consortium: Consortium | None = Field(
         None, description="Needed by momkd-client; 'momkd simulate' has no consortium."
     )
+    egress: Egress | None = Field(None, description="Needed by momkd-client; 'momkd simulate' sends nothing.")
     data: Data
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     cuda_graphs: bool = Field(

@@ -15,7 +15,7 @@ from momkd_fl.data.cohort import Cohort, Patient, Standardise
 from momkd_fl.data.features import SlidesByPatient, check_expected, common_features
 from momkd_fl.data.genomics import Expression, read_expression, rows_by_patient
 from momkd_fl.data.slides import read_links
-from momkd_fl.data.splits import Split, read_splits, stratified_split
+from momkd_fl.data.splits import Split, independent_split, read_splits, stratified_split
 from momkd_fl.data.standardise import Moments, fit_scaling, slide_moments
 from momkd_fl.data.store import Store
 from momkd_fl.data.tables import Labels, read_labels
@@ -32,6 +32,7 @@ def load_cohort(
     standardise: Standardise = "site",
     validation_fraction: float = 0.2,
     seed: int = 0,
+    independent_splits: bool = False,
 ) -> Cohort:
     """Read everything a site has for one task.
 
@@ -45,6 +46,8 @@ def load_cohort(
         The federation's number of classes.
     encoder : Encoder, optional
         What the federation expects; None: not compared.
+    independent_splits : bool
+        Each patient is drawn by itself, without stratification: needed where single patients are to be hidden.
 
     Raises
     ------
@@ -64,7 +67,7 @@ def load_cohort(
     rows = {} if expression is None else rows_by_patient(expression, slides)
     if expression is not None:
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)
-    split = _split(site, slides, labels, rows, validation_fraction, seed)
+    split = _split(site, slides, labels, rows, validation_fraction, seed, independent_splits)
     cohort = Cohort(
         site=site.site,
         role=site.role,
@@ -150,6 +153,7 @@ def _split(
     genomic: Collection[str],
     fraction: float,
     seed: int,
+    independent: bool,
 ) -> dict[str, Split]:
     """Split of every labelled patient of the cohort."""
     labelled = {patient: labels.by_patient[patient] for patient in slides if patient in labels.by_patient}
@@ -157,6 +161,8 @@ def _split(
         return dict.fromkeys(labelled, "test")
     if site.data.splits is not None:
         return read_splits(site.data.splits, labelled)
+    if independent:
+        return independent_split(labelled, fraction, seed)
     return stratified_split(labelled, genomic, fraction, seed)
 
 

@@ -45,6 +45,16 @@ def stratified_split(
     return split
 
 
+def independent_split(patients: Collection[str], fraction: float, seed: int) -> dict[str, Split]:
+    """Split patients each by a draw of its own: none is moved because another one is there.
+
+    Stratified splits are not so: one patient more can push others over, and a sum over the training patients then
+    moves by more than one patient's share.
+    """
+    bound = int(fraction * 2**256)
+    return {patient: "validation" if int(_draw(patient, seed), 16) < bound else "train" for patient in sorted(patients)}
+
+
 def _draw(patient: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}\n{patient}".encode()).hexdigest()
 

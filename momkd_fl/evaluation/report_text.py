@@ -45,6 +45,11 @@ def who(results: Results) -> str:
     """The first sentence: who trained."""
     count, kind = len(results.training_sites), "" if results.origin == "federation" else "simulated "
     hospitals = f"{_word(count)} {kind}hospital{'s' if count != 1 else ''}"
+    if "weights" not in results.protection.artefacts.get("train", {"weights": ""}):
+        return (
+            f"{hospitals.capitalize()} trained a model each against one shared memory. They exchanged summed "
+            "statistics, never weights, slides, genomes or labels."
+        )
     return (
         f"{hospitals.capitalize()} trained one model together. They exchanged weights and summed statistics, never "
         "slides, genomes or labels."
@@ -105,6 +110,7 @@ def not_guaranteed(results: Results) -> list[str]:
             "reveal something about the patients they were made from."
         )
     bounds = results.protection.epsilon
+    said += protected(results)
     if not bounds or any(epsilon is None for epsilon in bounds.values()):
         said.append(
             "No differential privacy bound is claimed (ε = ∞). Neither the model nor its memory is anonymous; share "
@@ -122,6 +128,32 @@ def not_guaranteed(results: Results) -> list[str]:
         "small differences are believed."
     )
     said.append("The threshold and calibration come from the training sites. Check them locally before use elsewhere.")
+    return said
+
+
+def protected(results: Results) -> list[str]:
+    """What noise promises of this run, with its condition, and how much of the memory it left in place."""
+    given, said = results.protection, list[str]()
+    at = f"at δ = {given.delta:g}" if given.delta else ""
+    bounded = [epsilon for site, epsilon in given.epsilon.items() if epsilon and site in results.training_sites]
+    if bounded:
+        said.append(
+            f"Differential privacy by patient: whatever a training site let out cost each of its patients at most ε = "
+            f"{max(bounded):.3g} {at}. That bounds what joining reveals; it makes nobody anonymous. A patient of two "
+            "sites is charged at both. Times of messages and error codes are not counted."
+        )
+    elif given.memory_epsilon is not None:
+        kind = (
+            "given the weights, which left without noise; without that condition it is unbounded"
+            if given.memory_conditional
+            else "whatever the weights were"
+        )
+        said.append(f"The memory's releases alone cost ε = {given.memory_epsilon:.3g} {at}, {kind}.")
+        if given.memory_conditional and given.anchors_epsilon is not None:
+            said.append(f"Its genomic anchors cost ε = {given.anchors_epsilon:.3g}, whatever the weights were.")
+    if given.memory_epsilon is not None:
+        for name, share in given.slots_released.items():
+            said.append(f"Of the memory's {name}, {share:.0%} were ever moved by a release; the others stayed public.")
     return said
 
 

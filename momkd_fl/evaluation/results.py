@@ -278,12 +278,24 @@ class SlotShare:
 
 @dataclass(frozen=True)
 class Protection:
-    """What protected the sites in this run. ``epsilon`` by site; None: no bound is claimed."""
+    """What protected the sites in this run.
+
+    ``epsilon`` by site, of all that left it; None: no bound is claimed. ``memory_epsilon`` of a training site's
+    releases of the memory, ``memory_conditional``: it holds only given the weights. ``slots_released``: share of slots
+    and of anchors that any release ever moved, to be read beside the AUROC, since a memory that never moves is private
+    and useless. ``artefacts`` by role: what left, and how (public; with noise, charged; without noise).
+    """
 
     __pydantic_config__ = _CLOSED
     transport: Literal["mutual_tls", "in_process"]
     aggregation: Literal["plain", "robust", "secagg"]
     epsilon: dict[str, Number | None] = field(default_factory=dict)
+    delta: Number | None = None
+    memory_epsilon: Number | None = None
+    anchors_epsilon: Number | None = None
+    memory_conditional: bool = False
+    slots_released: dict[str, Share] = field(default_factory=dict)
+    artefacts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

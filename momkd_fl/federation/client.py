@@ -15,6 +15,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
 from momkd_fl.federation.connection import Connection
+from momkd_fl.federation.egress import Gate, open_gate, payload_bytes
 from momkd_fl.federation.flower import SiteSession
 from momkd_fl.federation.identity import Membership, expiries, passphrase_of, proxy_of, tell_of_ends
 from momkd_fl.federation.messages import (
@@ -27,7 +28,6 @@ from momkd_fl.federation.messages import (
     TRAIN,
     Kind,
     TrainReply,
-    answer,
     open_request,
 )
 from momkd_fl.federation.participant import Participant, site_participant
@@ -36,12 +36,27 @@ from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
 Say = Callable[[str], None]
+ENDS_HERE = frozenset(
+    {
+        "budget-exhausted",
+        "contract-expired",
+        "ledger-forked",
+        "ledger-not-written",
+        "ledger-truncated",
+        "odometer-damaged",
+        "odometer-not-written",
+        "odometer-rolled-back",
+    }
+)
+"""What ends the site's part of a run: it can send nothing more, whatever it is asked."""
 
 
 def make_client_app(
-    participant: Participant, say: Say, log: JsonLog | None = None, metrics: ClientMetrics | None = None
+    participant: Participant, say: Say, log: JsonLog | None = None, metrics: ClientMetrics | None = None, *, gate: Gate
 ) -> ClientApp:
     """The ClientApp of one site. All code is here, installed at the site; messages bring data only.
+
+    What it answers goes through ``gate``, and nothing else of it leaves but codes.
 
     A mistake at the site becomes its sentence on the site's own screen and its stable code to the coordinator.
     """
@@ -49,18 +64,20 @@ def make_client_app(
 
     def serve(kind: Kind[Any, Any], request: Message, work: Callable[..., tuple[Any, messages.Arrays]]) -> Message:
         try:
+            gate.admit(request)
             parcel = open_request(request, kind)
             body, arrays = work(parcel)
+            charges, task = participant.take_charges(), participant.task
+            reply = gate.send(kind, request, parcel, body, arrays, task=task, charges=charges)
         except UserError as mistake:
             say(str(mistake))
             code = mistake.code
-            if kind in (HELLO, PLAN) and code != "plan-missing":
+            if (kind in (HELLO, PLAN) and code != "plan-missing") or code in ENDS_HERE:
                 participant.give_up(mistake)
         except Exception:  # a bug must neither end the process nor tell the coordinator what it was holding
             traceback.print_exc(file=sys.stderr)
             code = "internal-error"
         else:
-            reply = answer(kind, request, parcel, body, arrays)
             if metrics is not None:
                 _measure(metrics, parcel.round, body, received=payload_bytes(request), sent=payload_bytes(reply))
             return reply
@@ -99,12 +116,6 @@ def make_client_app(
     return app
 
 
-def payload_bytes(message: Message) -> int:
-    """Bytes of the arrays a message carries."""
-    records = message.content.array_records.values()
-    return sum(len(array.data) for record in records for array in record.values())
-
-
 def _measure(metrics: ClientMetrics, number: int, body: Any, *, received: int, sent: int) -> None:
     metrics.traffic(sent=sent, received=received)
     if isinstance(body, TrainReply):
@@ -137,6 +148,7 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         _preflight(config, say)
         membership = Membership(config.consortium, config.tls, config.site)
         tell_of_ends(expiries(config.tls, membership.allow_list), say, log, metrics)
+        gate = open_gate(config)
         participant = site_participant(config, say)
         session = SiteSession(
             config.connection.url,
@@ -149,9 +161,14 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
             say=Connection(say, log, metrics).event,
             proxy=proxy_of(config.connection),
             meet=membership.meet,
+            coordinator_sha256=gate.policy.coordinator_sha256,
         )
         context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        session.run(make_client_app(participant, say, log, metrics), context, stop, lambda _: participant.over)
+        app = make_client_app(participant, say, log, metrics, gate=gate)
+        try:
+            session.run(app, context, stop, lambda _: participant.over)
+        finally:
+            gate.close()
         if participant.mistake is not None:
             raise participant.mistake
 

@@ -44,11 +44,15 @@ class Closing:
     def choose(self, state: ServerState) -> Chosen:
         """Best round by validation, the last one included; threshold and calibration from the best one's histogram.
 
+        Where no score may leave, it is the last round, as agreed beforehand, without threshold and calibration.
+
         Raises
         ------
         UserError
             ``validation-not-estimable``.
         """
+        if not self.config.privacy.measured:
+            return Chosen(Best(state.round, None, state.weights, state.memory, {}), None, Calibration())
         best = state.best
         answers = self._ask(state, state.weights, state.memory, "validation", _with_role(state, "train"), None)
         if answers:
@@ -74,6 +78,7 @@ class Closing:
             return {
                 split: self._ask(state, weights, memory, split, _with_role(state, role), chosen)
                 for split, role in (("validation", "train"), ("test", "evaluate"))
+                if role == "train" or self.config.privacy.share == "all"  # whoever never trained has no student
             }
 
     def farewell(self, state: ServerState, chosen: Chosen) -> None:

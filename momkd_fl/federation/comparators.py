@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from momkd_fl.config.federation import FederationConfig
+from momkd_fl.config.privacy import Privacy
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort, merge
 from momkd_fl.data.fingerprint import Fingerprint
@@ -56,6 +57,8 @@ class Arm:
             "rounds": base.rounds.model_copy(update={"quorum": len(names)}),
             "strategy": base.strategy.model_copy(update={"site_weights": {}}),
         }
+        if self.kind in ("pooled", "local"):
+            changes["privacy"] = Privacy()  # what privacy costs shows against the same method without it
         if self.kind == "control":
             changes["memory"] = base.memory.model_copy(update={"genomics": False})
         return base.model_copy(update=changes)
@@ -74,13 +77,13 @@ class Shelf:
 
     sites: Mapping[str, SiteConfig]
     device: torch.device
-    _read: dict[tuple[str, str, str], tuple[Cohort, Fingerprint]] = field(default_factory=dict)
+    _read: dict[tuple[str, str, str, bool], tuple[Cohort, Fingerprint]] = field(default_factory=dict)
 
     def cohort(
         self, site: str, role: Literal["train", "evaluate"], federation: FederationConfig
     ) -> tuple[Cohort, Fingerprint]:
         """The site's cohort in a role."""
-        key = (site, role, federation.task)
+        key = (site, role, federation.task, federation.privacy.active)
         if key not in self._read:
             config = self.sites[site].model_copy(update={"role": role})
             self._read[key] = cohort_loader(config, _unsaid)(federation)

@@ -15,13 +15,16 @@ from typing import Any
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Disagreement
+from momkd_fl.federation import anchors
 from momkd_fl.federation import state as states
+from momkd_fl.federation.anchors import AnchoringGrid, Anchors
 from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
 from momkd_fl.federation.initialise import Start, initialise
 from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply
 from momkd_fl.federation.plan import SitePlan, save_model
+from momkd_fl.federation.private_plan import must_be_useful, released_in
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
 from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
@@ -81,7 +84,8 @@ class Coordinator:
         *,
         fresh: bool = False,
     ) -> None:
-        self.config, self.grid, self.watch, self.stop, self.traffic = config, grid, watch, stop, traffic
+        self.config, self.watch, self.stop, self.traffic = config, watch, stop, traffic
+        self.grid: SiteGrid = AnchoringGrid(grid, Anchors(config.output_dir / anchors.FILE))
         self.checkpoint = config.output_dir / "checkpoint.safetensors"
         self.failures: list[tuple[str, str]] = []
         self.stopped: list[Disagreement] = []
@@ -90,6 +94,7 @@ class Coordinator:
 
     def run(self) -> Outcome | None:
         """The whole run; None when the person stopped it (the checkpoint allows going on)."""
+        must_be_useful(self.config)
         state = self._resumed()
         admitted = set(state.members) if state else set()
         if state is not None:
@@ -178,7 +183,7 @@ class Coordinator:
             architecture=architecture_hash(shape),
             panel=panel,
             members={},
-            weights=initial_weights(shape, self.config.seed),
+            weights=initial_weights(self.config, shape),
             memory=initial_memory(self.config, shape),
             seed=self.config.seed,
         )
@@ -267,6 +272,7 @@ class Coordinator:
             quorum=config.rounds.quorum,
             reply_shapes=lambda site: reply_shapes(config, layout, state.memory, state.members[site]["genomics"]),
             on_reply=self.watch.replied,
+            released_in=lambda round: released_in(config, round),
         )
         restore_optimiser(strategy, state.optimiser)
         return Course(

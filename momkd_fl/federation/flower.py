@@ -843,6 +843,8 @@ class SiteSession(Session):
     say : callable
         Told (event, fields): ``connecting`` (url, waited_s, reason), ``active``, ``clock`` (off_s), ``received``
         (kind, round), ``sent`` (kind, round, seconds), ``dropped`` (reason), ``finished``, ``stopped``.
+    coordinator_sha256 : str or None
+        SHA-256 of the one server certificate that is talked to; None: any of the root.
 
     Raises
     ------
@@ -863,10 +865,12 @@ class SiteSession(Session):
         say: Say,
         proxy: Proxy | None = None,
         meet: Meet | None = None,
+        coordinator_sha256: str | None = None,
     ) -> None:
         check_certificate(certificate, ca)
         key = private_key_of(certificate, private_key, passphrase)
-        calls = _FleetCalls(url, client_context(ca, certificate, private_key, passphrase), key, proxy, meet)
+        tls = client_context(ca, certificate, private_key, passphrase, coordinator_sha256)
+        calls = _FleetCalls(url, tls, key, proxy, meet)
         super().__init__(
             calls,
             url,

@@ -23,6 +23,7 @@ from momkd_fl.security.held_list import HeldList
 from momkd_fl.security.keystore import read_passphrase
 from momkd_fl.security.party import party_in, party_of, tls_key_sha256
 from momkd_fl.security.pki import expiry
+from momkd_fl.security.signing import load_signing_key
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics, ServerMetrics
 
@@ -195,6 +196,16 @@ def tell_of_ends(
         log.event("credential_ending", level="warning", credential=credential, days_left=round(days, 1))
 
 
+def _refuse_other_signer(signing_key: Path, certificate: Path) -> None:
+    """Raise UserError ``signing-key-other`` unless the certificate, and so the list, names the key that signs."""
+    if load_signing_key(signing_key).public_key().public_bytes_raw().hex() != party_of(certificate).signing_key:
+        raise UserError(
+            "signing-key-other",
+            f"{signing_key}: is not the signing key that {certificate} names, so nobody could tell who signed. Set "
+            "egress.signing_key to the key that was made with the certificate's request.",
+        )
+
+
 def membership_findings(site: SiteConfig) -> Iterator[Finding]:
     """Whether the site is on the allow-list, and how long list and root hold."""
     if site.consortium is None or site.tls is None:
@@ -205,6 +216,8 @@ def membership_findings(site: SiteConfig) -> Iterator[Finding]:
         return
     try:
         current = Membership(site.consortium, site.tls, site.site).allow_list
+        if site.egress is not None:
+            _refuse_other_signer(site.egress.signing_key, site.tls.certificate)
     except UserError as mistake:
         yield Finding("allow-list", "FAIL", mistake.sentence, code=mistake.code)
         return

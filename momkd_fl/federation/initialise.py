@@ -7,18 +7,21 @@ fixed and sent -> ``anchors`` (a few rounds of spherical k-means within each cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from momkd_fl.config.federation import FederationConfig
+from momkd_fl.data.gene_reference import read_reference
 from momkd_fl.errors import UserError
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.memory_bank import move_slots
 from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, InitialiseReply, Parcel, expect_shapes
+from momkd_fl.federation.private_plan import anchors_release, least_counts, private_plan
 from momkd_fl.federation.state import ServerState
 
 Flat = dict[str, NDArray[np.float64]]
@@ -86,16 +89,20 @@ class Start:
 def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
     """The memory and the genomic space of round 0, by sums over the sites."""
     memory, genes = start.config.memory, len(state.panel)
+    private = start.config.privacy.memory == "local"
     if genes and start.genomic:
         say(f"Scaling {genes} genes and placing the genomic space, by sums over {len(start.genomic)} sites.")
-        state = state.after(space=genomic_space(start, genes))
+        space = public_space(start, state.panel) if private else genomic_space(start, genes)
+        state = state.after(space=space)
         start.tell(start.trainers, {"space": state.space})
         if memory.mode == "anchors":
             dim = state.space["axes"].shape[0]
-            found = memory.source == "genomics"
-            anchors = place_anchors(start, dim) if found else first_anchors(start.config, dim)
-            state = state.after(memory={**state.memory, "anchors": anchors})
-    if "slots" in state.memory and memory.mode != "gradient" and memory.source != "random":
+            anchors, moved = first_anchors(start.config, dim), np.zeros((start.config.classes, memory.slots), bool)
+            if memory.source == "genomics":
+                anchors, moved = place_anchors(start, dim)
+            state = state.after(memory={**state.memory, "anchors": anchors}, released={"anchors": moved})
+    from_sums = memory.mode != "gradient" and memory.source != "random"
+    if "slots" in state.memory and from_sums and not private and start.config.privacy.share == "all":
         say(f"Placing {memory.slots} slots per class by federated spherical k-means.")
         state = state.after(memory={**state.memory, "slots": place_slots(start, state)})
     return state
@@ -126,17 +133,48 @@ def first_anchors(config: FederationConfig, dim: int) -> NDArray[np.float32]:
     return spread_directions(config.classes, config.memory.slots, dim, config.seed)
 
 
-def place_anchors(start: Start, dim: int) -> NDArray[np.float32]:
-    """Genomic anchors (C, K, A): balanced spherical k-means within each class, over sums."""
+def place_anchors(start: Start, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Genomic anchors (C, K, A) by spherical k-means within each class, over sums; and which ever moved, (C, K).
+
+    With private memory every iteration is a release: an anchor moves where its noisy count passes the threshold.
+    """
     config = start.config
     anchors = first_anchors(config, dim)
+    moved = np.zeros(anchors.shape[:2], bool)
+    least = config.memory.min_count
+    plan = private_plan(config)
+    if plan.sigma is not None:
+        least = least_counts(config, [anchors_release(config, plan.sigma, dim)] * len(start.genomic))["genomics"]
     shapes = {"sums.genomics": anchors.shape, "counts.genomics": anchors.shape[:2]}
     for iteration in range(config.memory.anchor_iterations):
         total = start.sums("anchors", iteration, start.genomic, {"memory": {"anchors": anchors}}, shapes)
         length = np.linalg.norm(total["sums.genomics"], axis=-1, keepdims=True)
-        seen = (total["counts.genomics"][..., None] >= config.memory.min_count) & (length > 1e-9)
+        seen = (total["counts.genomics"][..., None] >= least) & (length > 1e-9)
+        moved |= seen[..., 0]
         anchors = np.where(seen, total["sums.genomics"] / np.maximum(length, 1e-9), anchors).astype(np.float32)
-    return anchors
+    return anchors, moved
+
+
+def public_space(start: Start, panel: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """The genomic space of a private run: public-seed axes, and a scale that is public or released once with noise.
+
+    Raises
+    ------
+    UserError
+        ``gene-reference`` where the table of a public scale lacks a gene or cannot be read.
+    """
+    config, genes = start.config, len(panel)
+    dim = min(config.memory.anchor_dim, genes)
+    axes = {"axes": public_axes(dim, genes, config.seed), "sd": np.ones(dim, np.float32)}
+    if config.privacy.gene_reference is not None:
+        return {**read_reference(Path(config.privacy.gene_reference), panel), **axes}
+    shapes = {"sums.means": (1, 1, genes), "counts.means": (1, 1)}
+    total = start.sums("scaling", 0, start.genomic, {}, shapes)
+    count = max(float(total["counts.means"].item()), config.privacy.minimum_count)
+    place = np.clip(total["sums.means"][0, 0] * np.sqrt(genes) / count, -1.0, 1.0)
+    mean = config.privacy.gene_centre + config.privacy.gene_range * place
+    scale = np.full(genes, config.privacy.gene_sd)
+    return {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32), **axes}
 
 
 def place_slots(start: Start, state: ServerState) -> NDArray[np.float32]:
@@ -155,6 +193,13 @@ def place_slots(start: Start, state: ServerState) -> NDArray[np.float32]:
             min_count=start.config.memory.min_count,
         )
     return slots
+
+
+def public_axes(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
+    """Orthonormal rows (rows, columns), rows <= columns, that follow from the seed alone."""
+    rng = np.random.default_rng((seed, rows, columns))
+    basis, upper = np.linalg.qr(rng.standard_normal((columns, rows)))
+    return np.asarray((basis * np.sign(np.diag(upper))).T, np.float32)
 
 
 def spread_directions(classes: int, slots: int, dim: int, seed: int) -> NDArray[np.float32]:

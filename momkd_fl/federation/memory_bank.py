@@ -40,7 +40,7 @@ def move_slots(
     *,
     momentum: float,
     genomic_weight: float,
-    min_count: float,
+    min_count: float | Mapping[str, float],
 ) -> tuple[NDArray[np.float32], Movement]:
     """One momentum step.
 
@@ -50,7 +50,7 @@ def move_slots(
     sums, counts : mapping of modality (``histology``, ``genomics``) to (C, K, S) and (C, K)
         Sums over all sites, for the modalities that any site has.
     momentum, genomic_weight, min_count
-        mu, w_g (w_h = 1 - w_g) and the smallest summed count that moves a slot.
+        mu, w_g (w_h = 1 - w_g) and the smallest summed count that moves a slot, one for all modalities or by modality.
     """
     classes, per_class, _ = slots.shape
     direction = np.zeros(slots.shape, np.float64)
@@ -59,7 +59,7 @@ def move_slots(
         if modality not in sums:
             continue
         norm = np.linalg.norm(sums[modality], axis=-1, keepdims=True)
-        present = (counts[modality][..., None] >= min_count) & (norm > 1e-12)
+        present = moving(sums, counts, modality, min_count)[..., None]
         direction += weight * np.where(present, sums[modality] / np.maximum(norm, 1e-12), 0.0)
         total += weight * present
     moved = (total[..., 0] > 0) & (momentum < 1.0)  # a frozen slot is not even rounded
@@ -71,6 +71,12 @@ def move_slots(
         float(np.arccos(cosine).mean()), float(moved.mean()), effective_slots(counts["histology"]), slot_cosine(new)
     )
     return new, movement
+
+
+def moving(sums: Sums, counts: Sums, modality: str, min_count: float | Mapping[str, float]) -> NDArray[np.bool_]:
+    """Which slots (C, K) a modality's sums move: those with the least count and any direction."""
+    least = min_count[modality] if isinstance(min_count, Mapping) else min_count
+    return np.asarray((counts[modality] >= least) & (np.linalg.norm(sums[modality], axis=-1) > 1e-12))
 
 
 def slot_cosine(slots: NDArray[np.float32]) -> float:

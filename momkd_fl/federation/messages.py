@@ -34,7 +34,19 @@ from momkd_fl.evaluation.results import Cohort
 PROTOCOL = 1
 """Version of every message. A site and a coordinator of different versions refuse each other."""
 
-SHARED_SECTIONS = ("name", "task", "classes", "encoder", "model", "memory", "losses", "training", "genes", "seed")
+SHARED_SECTIONS = (
+    "name",
+    "task",
+    "classes",
+    "encoder",
+    "model",
+    "memory",
+    "losses",
+    "training",
+    "genes",
+    "privacy",
+    "seed",
+)
 """The parts of the federation's configuration that the sites are told."""
 
 BODY_BYTES_MAX = 1 << 20
@@ -42,6 +54,9 @@ ARRAYS_BYTES_MAX = 1 << 30
 DIMENSIONS_MAX = 8
 SITE_ERROR = 100
 """Flower error code of a site's refusal; its reason is a stable error code of ours and nothing else."""
+
+ANCHOR = "anchor"
+"""Record beside a message's own: heads of a site's books (anchor.py). It is no part of what the message says."""
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 Arrays = dict[str, dict[str, NDArray[np.float32]]]
@@ -302,7 +317,7 @@ def _open_arrays(message: Message, kind: str, groups: frozenset[str], sender: st
     arrays: Arrays = {}
     total = 0
     for group, record in message.content.items():
-        if group == "envelope":
+        if group == "envelope" or (group == ANCHOR and isinstance(record, ConfigRecord)):
             continue
         if group not in groups or not isinstance(record, ArrayRecord):
             raise UserError("message-schema", f"{sender}: a {kind} message may not carry '{group}'; message dropped.")

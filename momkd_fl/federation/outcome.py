@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -40,10 +41,13 @@ from momkd_fl.evaluation.results import (
 )
 from momkd_fl.evaluation.results_file import write_results
 from momkd_fl.evaluation.transfer import validation_transfer, with_transfer
+from momkd_fl.federation.artefacts import account, spoken
 from momkd_fl.federation.coordinator import Outcome, config_digest
 from momkd_fl.federation.state import RoundRecord
 
 Origin = Literal["synthetic", "simulation", "federation"]
+MEASURED = "AUROC of the training sites' validation patients together, from their summed score histograms"
+AGREED = "agreement beforehand: the last round, since no score may leave the sites"
 PAIRS: Sequence[tuple[Method, Method]] = (
     ("federated", "pooled"),
     ("federated", "local_median"),
@@ -82,21 +86,22 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         selection={
             task: Selection(
                 chosen.best.round,
-                "AUROC of the training sites' validation patients together, from their summed score histograms",
+                MEASURED if config.privacy.measured else AGREED,
                 threshold,
                 chosen.calibration,
             )
         },
         provenance=_provenance(config, outcome),
-        protection=Protection("mutual_tls" if where.origin == "federation" else "in_process", "plain", {}),
+        protection=_protection(config, outcome, where.origin),
         failures=[Failure(code, site=site, recovered=False) for site, code in outcome.failures] + _lost(outcome),
         differing=list(outcome.differing),
     )
     binned = binned_scores(outcome)
     scored = compared(results, config, binned)
-    fitted = validation_transfer(
-        ScoreHistogram.from_arrays(chosen.best.scores), chosen.calibration, task=task, seed=config.seed
-    )
+    fitted = []
+    if config.privacy.measured:
+        histogram = ScoreHistogram.from_arrays(chosen.best.scores)
+        fitted = validation_transfer(histogram, chosen.calibration, task=task, seed=config.seed)
     # A calibration curve's bins of some twenty patients hold counts that a live federation does not publish.
     kept = [c for c in scored.curves if where.origin != "federation" and c.kind.startswith("calibration")]
     return replace(scored, curves=_binned_curves(task, outcome) + kept, transfer=[*fitted, *scored.transfer])
@@ -149,6 +154,8 @@ def binned_scores(outcome: Outcome) -> dict[Method, Models]:
     """Held-out patients as their sites' score histograms show them: scores at the middle of their bin."""
     parts = []
     for site, parcel in sorted(outcome.evaluations.get("test", {}).items()):
+        if "scores" not in parcel.arrays:
+            continue
         counts = ScoreHistogram.from_arrays(parcel.arrays["scores"]).counts
         if len(counts) != 1:
             return {}  # more than two classes: one score per patient does not describe them
@@ -188,6 +195,24 @@ def _cohorts(config: FederationConfig, outcome: Outcome) -> list[Cohort]:
         if site not in told
     )
     return [*told.values(), *silent]
+
+
+def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> Protection:
+    """What left the sites and what bounds it, from the configuration; which slots moved, from the run."""
+    accounts = {role: account(config, role) for role in {member.role for member in config.members.values()}}
+    costs = {site: accounts[member.role].epsilon for site, member in config.members.items()}
+    trained = accounts["train"]
+    return Protection(
+        "mutual_tls" if origin == "federation" else "in_process",
+        "plain",
+        {site: None if math.isinf(epsilon) else epsilon for site, epsilon in costs.items()},
+        delta=config.privacy.delta if config.privacy.noisy else None,
+        memory_epsilon=trained.memory_epsilon,
+        anchors_epsilon=trained.anchors_epsilon,
+        memory_conditional=trained.conditional,
+        slots_released={name: float(np.mean(moved)) for name, moved in outcome.state.released.items()},
+        artefacts={role: {each.name: spoken(each) for each in found.artefacts} for role, found in accounts.items()},
+    )
 
 
 def _provenance(config: FederationConfig, outcome: Outcome) -> Provenance:
@@ -257,6 +282,8 @@ def _local_models(task: str, found: Mapping[Method, Models], sites: Sequence[str
 def _binned_curves(task: str, outcome: Outcome) -> list[Curve]:
     total: ScoreHistogram | None = None
     for parcel in outcome.evaluations.get("test", {}).values():
+        if "scores" not in parcel.arrays:
+            continue
         one = ScoreHistogram.from_arrays(parcel.arrays["scores"])
         total = one if total is None else total + one
     curve = None if total is None else binned_roc_curve(total, task=task, method="federated")

@@ -43,14 +43,19 @@ from momkd_fl.federation.messages import (
     Train,
     TrainReply,
 )
+from momkd_fl.federation.own_student import load_student, save_student
 from momkd_fl.federation.plan import SitePlan, load_plan, save_model, save_plan
+from momkd_fl.federation.private_plan import released_in
+from momkd_fl.federation.private_release import NOTHING
 from momkd_fl.federation.site_data import cohort_loader, device_of
-from momkd_fl.federation.site_outputs import cohort_row, write_predictions
+from momkd_fl.federation.site_outputs import cohort_row, unmeasured_row, write_predictions
 from momkd_fl.federation.site_statistics import anchor_statistics, genomes
 from momkd_fl.federation.state import Arrays as SpaceArrays
+from momkd_fl.federation.student import get_weights, set_weights
 from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import architecture_hash
+from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums, selection_sums
 from momkd_fl.training import checkpoint
 from momkd_fl.training.loop import Prediction
@@ -84,7 +89,13 @@ class Participant:
     mistake: UserError | None = None
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
+    _loaded_for: tuple[str, str, bool] | None = None
     _work: Work | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> str:
+        """Task of the run at hand; empty before the first greeting."""
+        return "" if self._plan is None else str(self._plan.federation.get("task", ""))
 
     def give_up(self, mistake: UserError) -> None:
         """End this site's part: its own files or its plan cannot be used."""
@@ -112,6 +123,12 @@ class Participant:
         if self.role != "train":
             raise UserError("role-mismatch", f"Site '{self.site}' evaluates only; it was asked to help choose genes.")
         config = self._plan.config
+        if config.privacy.active:
+            raise UserError(
+                "privacy-not-agreed",
+                "The coordinator asked for sums to choose genes by, which this run's privacy section does not allow "
+                "to leave. Nothing was sent.",
+            )
         cohort, _ = self._cohort(config)
         columns, missing = panel_columns(cohort.genes_available, request.body.candidates)
         if missing:
@@ -134,16 +151,20 @@ class Participant:
         self._work = None
         work = self._ready(request.run)
         save_plan(self.state_dir, self._plan)
+        self._say_if_small(work)
         return PlanReply(architecture=architecture_hash(work.shape)), {}
 
     def initialise(self, request: Parcel[Initialise]) -> tuple[InitialiseReply, Arrays]:
         """Sums of one step of the start, or the fixed genomic space to keep."""
         work = self._ready(request.run)
+        work.private.take_charges()  # of a message that was never made
         step, space = request.body.step, request.arrays.get("space", {})
         if step == "fixed":
             self._keep_space(work, dict(space))
             return InitialiseReply(), {}
         patients = work.cohort.labelled("train")
+        if work.config.privacy.memory == "local":
+            return InitialiseReply(), {"statistics": self._private_start(work, step, request).to_arrays()}
         if step == "slots":
             sums = work.statistics(work.receive(request.arrays))
             kept = MemoryStatistics(
@@ -169,23 +190,37 @@ class Participant:
         if self.role != "train":
             raise UserError("role-mismatch", f"Site '{self.site}' evaluates only; it was asked to train.")
         work = self._ready(request.run)
+        work.private.take_charges()  # of a message that was never made
         memory = work.receive(request.arrays)
         self.say(f"Round {request.round}: training.")
         seconds: dict[str, float] = {}
         seed = int(
             np.random.SeedSequence((work.config.seed, request.round, _site_seed(self.site))).generate_state(1)[0]
         )
-        validated = _timed(seconds, "evaluate", lambda: work.score(memory, "validation"))
-        sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
+        measured = work.config.privacy.measured
+        validated = _timed(seconds, "evaluate", lambda: work.score(memory, "validation")) if measured else None
+        sums = NOTHING
+        if released_in(work.config, request.round):
+            sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
         report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body))
+        arrays = {"statistics": sums.to_arrays()}
+        if work.config.privacy.share == "memory":
+            save_student(self.state_dir, request.run, request.round, get_weights(work.model, work.layout))
+        else:
+            arrays["update"] = work.difference(request.arrays["weights"])
+        if validated is None:
+            return TrainReply(seconds={}, losses={}, loss_sum=[], monitors={}), arrays
         reply = TrainReply(
             seconds=seconds,
             losses=report.losses,
             loss_sum=validated.loss_by_class(work.config.classes),
             monitors={"effective_patches": validated.effective_patches},
         )
-        update = work.difference(request.arrays["weights"])
-        return reply, {"update": update, "statistics": sums.to_arrays(), "scores": _histogram(validated)}
+        return reply, {**arrays, "scores": _histogram(validated)}
+
+    def take_charges(self) -> tuple[Charge, ...]:
+        """What the message just made costs in privacy, to be debited before it is sent; empty if it costs nothing."""
+        return () if self._work is None else self._work.private.take_charges()
 
     def evaluate(self, request: Parcel[Evaluate]) -> tuple[EvaluateReply, Arrays]:
         """Score a split; the final evaluation also writes the patients' predictions, which stay at the site."""
@@ -196,6 +231,8 @@ class Participant:
             path = self.state_dir / f"predictions_{split}.csv"
             write_predictions(path, scored)
             self.say(f"Predictions of the selected model are in {path}.")
+        if not work.config.privacy.measured:
+            return EvaluateReply(loss_sum=[], cohort=unmeasured_row(work.cohort)), {}
         reply = EvaluateReply(loss_sum=scored.loss_by_class(work.config.classes), cohort=cohort_row(work.cohort))
         return reply, {"scores": _histogram(scored)}
 
@@ -207,7 +244,11 @@ class Participant:
             self.mistake = UserError(body.code, body.sentence)
         elif self._plan is not None and request.arrays:
             path = self.state_dir / "model.safetensors"
-            save_model(path, self._plan, request.arrays, body.threshold, body.calibration)
+            arrays = dict(request.arrays)
+            if self._plan.config.privacy.share == "memory" and self.role == "train":
+                work = self._ready(request.run)
+                arrays["weights"] = get_weights(work.model, work.layout)
+            save_model(path, self._plan, arrays, body.threshold, body.calibration)
             self._keep_provenance(self._plan)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
@@ -228,8 +269,9 @@ class Participant:
         checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
-        if self._loaded is None or self._loaded[0].task != config.task:
-            self._loaded = self.load(config)
+        asked = (config.task, config.training.standardise, config.privacy.active)
+        if self._loaded is None or self._loaded_for != asked:
+            self._loaded, self._loaded_for = self.load(config), asked
         return self._loaded
 
     def _ready(self, run: str) -> Work:
@@ -239,7 +281,35 @@ class Participant:
             self.say(f"Going on with run {run}.")
         if self._work is None:
             self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device, self.capture)
+            if self._work.config.privacy.share == "memory":
+                kept = load_student(self.state_dir, run)
+                if kept is not None:
+                    set_weights(self._work.model, self._work.layout, kept)
         return self._work
+
+    def _say_if_small(self, work: Work) -> None:
+        """Tell the person at this site alone: a refusal would tell others how many patients it has."""
+        expected, own = work.config.privacy.site_patients, len(work.cohort.labelled("train"))
+        if self.role == "train" and work.config.privacy.noisy and own < expected / 2:
+            self.say(
+                f"This run's noise is planned for about {expected} training patients a site; here are {own}, so that "
+                "what leaves this site is mostly noise. It may be better to let it evaluate only."
+            )
+
+    def _private_start(self, work: Work, step: str, request: Parcel[Initialise]) -> MemoryStatistics:
+        """One step of the start with noise; no other step is agreed, whoever asks for it."""
+        patients = work.cohort.labelled("train")
+        if step == "scaling" and "means" in work.private.plan.releases:
+            return work.private.gene_means(patients, len(work.cohort.panel))
+        if step == "anchors" and "anchors" in work.private.plan.releases:
+            memory = Memory.from_arrays(request.arrays.get("memory", {}), work.space)
+            anchors = np.asarray(request.arrays["memory"]["anchors"], np.float64)
+            return work.private.anchors(anchors, memory, work.packer, patients)
+        raise UserError(
+            "privacy-not-agreed",
+            f"The coordinator asked for step '{step}' of the start, which this run's privacy section does not allow "
+            "to leave. Nothing was sent.",
+        )
 
     def _keep_space(self, work: Work, space: dict[str, Any]) -> None:
         work.space = space

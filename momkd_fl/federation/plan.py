@@ -13,7 +13,7 @@ from momkd_fl.federation.messages import Arrays as MessageArrays
 from momkd_fl.federation.state import Arrays
 from momkd_fl.training import checkpoint
 
-_FILE = "plan.safetensors"
+PLAN_FILE = "plan.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SitePlan:
 
 def save_plan(folder: Path, plan: SitePlan) -> None:
     """Keep the plan in the site's state folder."""
-    checkpoint.save(folder / _FILE, plan.space, _meta(plan))
+    checkpoint.save(folder / PLAN_FILE, plan.space, _meta(plan))
 
 
 def save_model(
@@ -61,7 +61,7 @@ def load_plan(folder: Path, run: str) -> SitePlan:
         ``plan-missing`` where this site was not told about the run; the coordinator will then greet it again.
     """
     try:
-        space, meta = checkpoint.load(folder / _FILE)
+        space, meta = checkpoint.load(folder / PLAN_FILE)
     except UserError:
         meta = {}
     if meta.get("run") != run:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import psutil
 import torch
 
+from momkd_fl.config.policy import Policy
+from momkd_fl.config.policy_sentences import sentences
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.bags import BagHeader
 from momkd_fl.data.check import Finding, check_data
 from momkd_fl.data.check_values import Progress
 from momkd_fl.errors import UserError
+from momkd_fl.federation.contract import TENSORS, TO_EVALUATORS
+from momkd_fl.federation.egress import contract_of
 from momkd_fl.federation.identity import membership_findings, passphrase_of, proxy_of
 from momkd_fl.federation.messages import KINDS
 from momkd_fl.federation.session import CLOCK_OFF_MAX_S, clock_ahead_s, refusal_detail, trouble
@@ -25,6 +30,7 @@ from momkd_fl.security.pki import check_certificate, days_left, private_key_of
 
 CERTIFICATE_WARN_DAYS = 30.0
 CLOCK_WARN_S = 60.0
+CONTRACT_WARN_DAYS = 14
 REACH_TIMEOUT_S = 10.0
 _MB = 1024**2
 _HIDDEN = 512  # the release's width; the site's file does not know the federation's
@@ -36,8 +42,6 @@ _MEANS = {
     "scores": "a histogram of scores per class: with few patients, close to the patients themselves",
 }
 """What the groups of arrays in a site's replies hold."""
-
-_TO_EVALUATORS = ("hello", "plan", "evaluate", "finish")
 
 
 def check_site(site: SiteConfig, progress: Progress, *, values: bool = True, network: bool = True) -> list[Finding]:
@@ -180,9 +184,46 @@ def _clock(ahead_s: float | None) -> Iterator[Finding]:
 
 
 def _leaving(site: SiteConfig) -> Iterator[Finding]:
-    """What the messages of this version can carry from this site, from their schemas."""
+    """What the messages of this version can carry from this site, and whether its contract lets them."""
+    policy: Policy | None = None
+    if site.egress is None:
+        yield Finding(
+            "contract", "WARN", "The section 'egress' is missing; momkd-client needs it, and sends nothing without.",
+            "Add it, and write a contract with 'momkd policy write'; 'momkd simulate' does without.",
+        )  # fmt: skip
+    else:
+        try:
+            policy = contract_of(site)
+        except UserError as mistake:
+            yield Finding("contract", "FAIL", mistake.sentence, code=mistake.code)
+        else:
+            yield from _contract(policy, (policy.expires - datetime.now(UTC).date()).days)
     for kind in KINDS:
-        if site.role == "train" or kind.name in _TO_EVALUATORS:
+        if site.role == "train" or kind.name in TO_EVALUATORS:
             carried = [*kind.reply.model_fields, *(f"{group} ({_MEANS[group]})" for group in sorted(kind.reply_groups))]
-            if carried:
+            if policy is not None:
+                yield _allowed(policy, kind.name, carried)
+            elif carried:
                 yield Finding("leaves the site", "PASS", f"Answering '{kind.name}': {'; '.join(carried)}.")
+
+
+def _contract(policy: Policy, days: int) -> Iterator[Finding]:
+    sentence = " ".join(sentences(policy))
+    if days < CONTRACT_WARN_DAYS:
+        yield Finding("contract", "WARN", sentence, f"It ends in {days} days: set 'expires' anew, and sign it.")
+    else:
+        yield Finding("contract", "PASS", sentence)
+
+
+def _allowed(policy: Policy, kind: str, carried: Sequence[str]) -> Finding:
+    """Whether the contract lets a kind of message go, and which of its tensors it would stop."""
+    what = f"Answering '{kind}': {'; '.join(carried) or 'nothing but that it was done'}."
+    rule = policy.messages.get(kind)
+    if rule is None:
+        mend = f"Add messages.{kind} to the contract and sign it, if this is to leave; a run may not ask for it."
+        return Finding("leaves the site", "WARN", f"{what} The contract does not allow it.", mend)
+    lacking = [name for name in TENSORS[kind] if name not in rule.tensors]
+    if lacking:
+        mend = f"Add them under messages.{kind}.tensors and sign it, if they are to leave."
+        return Finding("leaves the site", "WARN", f"{what} The contract stops it with {', '.join(lacking)}.", mend)
+    return Finding("leaves the site", "PASS", f"{what} The contract allows it, up to {rule.bytes_max:,} bytes.")

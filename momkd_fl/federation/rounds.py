@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.dialogue import SiteGrid
-from momkd_fl.federation.memory_bank import Movement, move_slots
+from momkd_fl.federation.memory_bank import Movement, move_slots, moving
+from momkd_fl.federation.private_plan import least_counts, private_plan, slots_release
 from momkd_fl.federation.state import Arrays, Best, RoundRecord, ServerState
 from momkd_fl.federation.strategy import (
     Contributions,
@@ -106,8 +107,8 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
             quorum=rounds.quorum,
         )
         return None
-    memory, movement = _move(state, seen, course.config)
-    best, loss, auroc = _select(state, seen)
+    memory, movement, released = _move(state, seen, course.config)
+    best, loss, auroc = _select(state, seen) if course.config.privacy.measured else (None, None, None)
     now = course.traffic()
     traffic = {site: (now[site][0] - before[site][0], now[site][1] - before[site][1]) for site in now}
     entry = _record(number, time.monotonic() - started, seen, movement, loss, auroc, course.watch, traffic)
@@ -116,6 +117,7 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
         round=number,
         weights=as_arrays(record),
         memory=memory,
+        released=released,
         optimiser=optimiser_state(strategy),
         history=(*state.history, entry),
         best=best,
@@ -172,7 +174,9 @@ def better(best: Best | None, now: Best) -> Best:
         return now
 
     def rank(one: Best) -> tuple[float, float]:
-        return ScoreHistogram.from_arrays(one.scores).auroc(minimum=1) or 0.0, -one.loss
+        return ScoreHistogram.from_arrays(one.scores).auroc(
+            minimum=1
+        ) or 0.0, -math.inf if one.loss is None else -one.loss
 
     return now if rank(now) > rank(best) else best
 
@@ -187,22 +191,36 @@ def _trainers(config: FederationConfig) -> set[str]:
     return {site for site, member in config.members.items() if member.role == "train"}
 
 
-def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> tuple[Arrays, Movement]:
+def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> tuple[Arrays, Movement, Arrays]:
+    """The memory after the round, how it moved, and which slots any round has moved."""
     sums = {name.removeprefix("sums."): value for name, value in seen.statistics.items() if name.startswith("sums.")}
     counts = {name.removeprefix("counts."): v for name, v in seen.statistics.items() if name.startswith("counts.")}
     if "slots" not in state.memory or not sums:
-        return state.memory, Movement(0.0, 0.0, 0.0, 0.0)
+        return state.memory, Movement(0.0, 0.0, 0.0, 0.0), state.released
     memory = config.memory
     frozen = memory.mode in ("frozen", "gradient") or memory.source == "random"
+    least = _least_counts(state, seen, config)
     slots, movement = move_slots(
         state.memory["slots"],
         sums,
         counts,
         momentum=1.0 if frozen else memory.momentum,
         genomic_weight=memory.genomic_weight,
-        min_count=memory.min_count,
+        min_count=least,
     )
-    return {**state.memory, "slots": slots}, movement
+    moved = np.any([moving(sums, counts, modality, least) for modality in sums], axis=0) & (not frozen)
+    ever = moved | state.released.get("slots", np.zeros(moved.shape, bool)).astype(bool)
+    return {**state.memory, "slots": slots}, movement, {**state.released, "slots": ever}
+
+
+def _least_counts(state: ServerState, seen: Contributions, config: FederationConfig) -> float | dict[str, float]:
+    """Summed count from which a slot moves: as configured, or over the noise of the sites that released."""
+    sigma = private_plan(config).sigma
+    if sigma is None:
+        return config.memory.min_count
+    alone = config.privacy.share == "memory"
+    genomic = [bool(state.panel) and state.members[site]["genomics"] and not alone for site in seen.trained]
+    return least_counts(config, [slots_release(config, sigma, genomic=each) for each in genomic])
 
 
 def _select(state: ServerState, seen: Contributions) -> tuple[Best | None, float | None, float | None]:

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from momkd_fl.errors import UserError
 from momkd_fl.federation.packing import pack
+from momkd_fl.federation.pinned import NOT_PINNED
 
 Say = Callable[[str, dict[str, Any]], None]
 Result = TypeVar("Result")
@@ -255,7 +256,7 @@ def trouble(problem: httpx.TransportError, url: str, ca: Path) -> str:
     ------
     UserError
         For what trying again cannot mend: ``server-certificate-expired``, ``server-name-mismatch``,
-        ``server-wrong-ca``.
+        ``server-wrong-ca``, ``contract-coordinator``.
     """
     cause: BaseException | None = problem
     while cause is not None and not isinstance(cause, ssl.SSLError):
@@ -272,6 +273,12 @@ def trouble(problem: httpx.TransportError, url: str, ca: Path) -> str:
 
 
 def _distrust(problem: ssl.SSLCertVerificationError, url: str, ca: Path) -> UserError:
+    if problem.verify_code == NOT_PINNED:
+        return UserError(
+            "contract-coordinator",
+            f"The server at {url} is not the coordinator that the contract names (coordinator_sha256). Nothing was "
+            "sent. If it has a new certificate, ask for its SHA-256 by telephone, and sign the contract anew.",
+        )
     if problem.verify_code == CERTIFICATE_EXPIRED:
         return UserError(
             "server-certificate-expired",

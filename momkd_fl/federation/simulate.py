@@ -13,6 +13,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.client import make_client_app
 from momkd_fl.federation.coordinator import Coordinator, Outcome
+from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.watch import Watch
@@ -29,7 +30,7 @@ def simulate(
     """Run the whole federation over ``participants`` in this process; None when it was stopped."""
     apps = {
         site: (
-            make_client_app(participant, participant.say),
+            make_client_app(participant, participant.say, gate=simulation_gate(site)),
             Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}),
         )
         for site, participant in participants.items()

@@ -34,6 +34,7 @@ def cohort_loader(site: SiteConfig, say: Say) -> Callable[[FederationConfig], tu
             standardise=federation.training.standardise,
             validation_fraction=federation.training.validation_fraction,
             seed=federation.seed,
+            independent_splits=federation.privacy.active,
         )
         splits: tuple[Split, ...] = ("train", "validation") if site.role == "train" else ("test",)
         for split in splits:

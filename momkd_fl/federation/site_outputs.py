@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from momkd_fl.data.cohort import Cohort
-from momkd_fl.evaluation.disclosure import publishable
 from momkd_fl.evaluation.results import Cohort as CohortRow
 from momkd_fl.evaluation.results import TaskCohort
 from momkd_fl.training import checkpoint
@@ -26,17 +25,20 @@ def write_predictions(path: Path, scored: Prediction) -> None:
     checkpoint.write_durably(path, text.getvalue().encode())
 
 
+def unmeasured_row(cohort: Cohort) -> CohortRow:
+    """The row of a cohort none of whose counts may leave its site."""
+    return CohortRow(cohort.site, cohort.role, patients=None, slides=None, with_genomics=None, tasks={})
+
+
 def cohort_row(cohort: Cohort) -> CohortRow:
-    """The cohort's row in the report, with every count under the minimum cell withheld."""
+    """The cohort's row in the report, with exact counts: the gate withholds the small ones before it leaves."""
     labelled = [patient for patient in cohort.patients if patient.label is not None]
     positive = float(np.mean([patient.label == 1 for patient in labelled])) if labelled else None
-    return publishable(
-        CohortRow(
-            site=cohort.site,
-            role=cohort.role,
-            patients=len(cohort.patients),
-            slides=sum(len(patient.slides) for patient in cohort.patients),
-            with_genomics=sum(patient.genes is not None for patient in cohort.patients),
-            tasks={cohort.task: TaskCohort(len(labelled), positive, dict(cohort.exclusions))},
-        )
+    return CohortRow(
+        site=cohort.site,
+        role=cohort.role,
+        patients=len(cohort.patients),
+        slides=sum(len(patient.slides) for patient in cohort.patients),
+        with_genomics=sum(patient.genes is not None for patient in cohort.patients),
+        tasks={cohort.task: TaskCohort(len(labelled), positive, dict(cohort.exclusions))},
     )

@@ -62,9 +62,9 @@ def memory_statistics(
             genome_owner.append(done + batch.gene_rows.cpu().numpy())
         done += len(chosen)
     labels = np.array([patient.label for patient in patients], np.int64)
-    by_genome = _genomic_assignment(memory, packer, patients, labels, how)
+    by_genome = genomic_assignment(memory, packer, patients, labels, how)
     rows, owners, masses = np.concatenate(patch), np.concatenate(owner), np.concatenate(mass)
-    weights = _assign_by_class(rows, slots, labels[owners], how, masses)
+    weights = assign_by_class(rows, slots, labels[owners], how, masses)
     known = ~np.isnan(by_genome[owners, 0])
     weights[known] = by_genome[owners[known]] * masses[known, None]
     total = summed("histology", rows, weights, labels[owners], classes)
@@ -72,7 +72,7 @@ def memory_statistics(
         embedded, genome_owners = np.concatenate(genome), np.concatenate(genome_owner)
         theirs = by_genome[genome_owners]
         unknown = np.isnan(theirs[:, 0])
-        theirs[unknown] = _assign_by_class(embedded, slots, labels[genome_owners], how)[unknown]
+        theirs[unknown] = assign_by_class(embedded, slots, labels[genome_owners], how)[unknown]
         total += summed("genomics", embedded, theirs, labels[genome_owners], classes)
     return total
 
@@ -81,7 +81,7 @@ def anchor_statistics(
     anchors: Floats, embedded: Floats, labels: NDArray[np.int64], how: Assignment
 ) -> MemoryStatistics:
     """One iteration of the anchors' k-means: embedded (n, A) in the fixed space, anchors (C, K, A)."""
-    weights = _assign_by_class(embedded, anchors, labels, how)
+    weights = assign_by_class(embedded, anchors, labels, how)
     return summed("genomics", embedded, weights, labels, len(anchors))
 
 
@@ -95,7 +95,7 @@ def genomes(memory: Memory, packer: Packer, patients: Sequence[Patient]) -> tupl
     return memory.space.embed(z).double().numpy(), np.array([row for row, _ in have])
 
 
-def _genomic_assignment(
+def genomic_assignment(
     memory: Memory, packer: Packer, patients: Sequence[Patient], labels: NDArray[np.int64], how: Assignment
 ) -> Floats:
     """(patients, K) assignment of each patient's genome to its class's anchors; NaN rows where there is none."""
@@ -104,13 +104,14 @@ def _genomic_assignment(
     if memory.anchors is not None:
         embedded, rows = genomes(memory, packer, patients)
         if len(rows):
-            assigned[rows] = _assign_by_class(embedded, memory.anchors.double().numpy(), labels[rows], how)
+            assigned[rows] = assign_by_class(embedded, memory.anchors.double().numpy(), labels[rows], how)
     return assigned
 
 
-def _assign_by_class(
+def assign_by_class(
     embedded: Floats, slots: Floats, labels: NDArray[np.int64], how: Assignment, mass: Floats | None = None
 ) -> Floats:
+    """Weights (n, K) of rows (n, dim), each among the slots of its class, (C, K, dim); a row sums to its mass."""
     weights = np.zeros((len(embedded), slots.shape[1]))
     for label in range(len(slots)):
         rows = labels == label

@@ -44,10 +44,13 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Best:
-    """The matched weights and memory that ranked the validation patients best so far, and their score histogram."""
+    """The matched weights and memory that ranked the validation patients best so far, and their score histogram.
+
+    ``loss`` is None, and ``scores`` empty, where nothing was measured and the last round was agreed beforehand.
+    """
 
     round: int
-    loss: float
+    loss: float | None
     weights: Arrays
     memory: Arrays
     scores: Arrays
@@ -57,7 +60,8 @@ class Best:
 class ServerState:
     """State of round ``round``: weights, memory and server optimiser belong together.
 
-    ``weights`` flat float32 by branch; ``memory`` slots and anchors; ``space`` the fixed genomic space.
+    ``weights`` flat float32 by branch; ``memory`` slots and anchors; ``space`` the fixed genomic space; ``released``
+    which slots and anchors (C, K) any release has ever moved.
     """
 
     run: str
@@ -70,6 +74,7 @@ class ServerState:
     memory: Arrays
     space: Arrays = field(default_factory=dict)
     optimiser: Arrays = field(default_factory=dict)
+    released: Arrays = field(default_factory=dict)
     history: tuple[RoundRecord, ...] = ()
     best: Best | None = None
     seed: int = 0
@@ -79,7 +84,7 @@ class ServerState:
         return dataclasses.replace(self, **changes)
 
 
-_GROUPS = ("weights", "memory", "space", "optimiser")
+_GROUPS = ("weights", "memory", "space", "optimiser", "released")
 _BEST_GROUPS = ("weights", "memory", "scores")
 
 

@@ -65,6 +65,7 @@ class MemoryFedAvg(FedAvg):
         reply_shapes: Callable[[str], Mapping[str, Shapes]],
         quorum: int = 1,
         on_reply: Callable[[str, str], None] = lambda site, state: None,
+        released_in: Callable[[int], bool] = lambda round: True,
     ) -> MemoryFedAvg:
         """Take up a run; Flower's constructors pass on only what they know themselves.
 
@@ -80,9 +81,11 @@ class MemoryFedAvg(FedAvg):
             Fewest replies that make a round.
         on_reply : callable
             Called with (site, state) as each reply arrives, for whoever watches.
+        released_in : callable
+            Whether statistics come with the replies of a round; where not, a reply with some is refused.
         """
         self.run, self.site_weights, self.reply_shapes = run, dict(site_weights), reply_shapes
-        self.quorum, self.on_reply = quorum, on_reply
+        self.quorum, self.on_reply, self.released_in = quorum, on_reply, released_in
         return self
 
     def configure_train(
@@ -129,7 +132,9 @@ class MemoryFedAvg(FedAvg):
             return {}
         try:
             parcel = messages.open_reply(reply, TRAIN, site, run=self.run, round=server_round)
-            expected = self.reply_shapes(site)
+            expected = dict(self.reply_shapes(site))
+            if not self.released_in(server_round):
+                expected["statistics"] = {}
             for group in (*expected, *(name for name in parcel.arrays if name not in expected)):
                 arrays = parcel.arrays.get(group, {})
                 messages.expect_shapes(arrays, expected.get(group, {}), f"site {site}: {group}")
@@ -142,7 +147,7 @@ class MemoryFedAvg(FedAvg):
         for sums, group in ((seen.statistics, "statistics"), (seen.scores, "scores")):
             for name, value in parcel.arrays.get(group, {}).items():
                 sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
-        update = parcel.arrays["update"]
+        update = parcel.arrays.get("update", {})
         seen.update_norms[site] = math.sqrt(sum(float(np.vdot(part, part)) for part in update.values()))
         return update
 

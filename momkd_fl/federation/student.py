@@ -87,9 +87,11 @@ def layout_of(shape: StudentShape) -> Layout:
     return Layout({branch: tuple(parts[branch]) for branch in BRANCHES if branch in parts})
 
 
-def initial_weights(shape: StudentShape, seed: int) -> Arrays:
-    """Flat initial weights by branch."""
-    return dict(layout_of(shape).flatten(weights(build_student(shape, seed))))
+def initial_weights(config: FederationConfig, shape: StudentShape) -> Arrays:
+    """Flat initial weights by branch; none where every site has a student of its own."""
+    if config.privacy.share == "memory":
+        return {}
+    return dict(layout_of(shape).flatten(weights(build_student(shape, config.seed))))
 
 
 def initial_memory(config: FederationConfig, shape: StudentShape) -> Arrays:
@@ -114,13 +116,15 @@ def reply_shapes(
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """What a site's reply to ``train`` consists of, exactly: groups, names and shapes of its arrays."""
     branches = [branch for branch in layout.branches if branch == "histology" or genomics]
+    alone = config.privacy.share == "memory"
+    histogram = ScoreHistogram.empty(config.classes).to_arrays() if config.privacy.measured else {}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "update": {branch: (layout.sizes[branch],) for branch in branches},
-        "scores": {name: value.shape for name, value in ScoreHistogram.empty(config.classes).to_arrays().items()},
+        "update": {} if alone else {branch: (layout.sizes[branch],) for branch in branches},
+        "scores": {name: value.shape for name, value in histogram.items()},
         "statistics": {},
     }
     if "slots" in memory:
-        modalities = ["histology", *(["genomics"] if genomics and "genomics" in layout.branches else [])]
+        modalities = ["histology", *(["genomics"] if genomics and "genomics" in layout.branches and not alone else [])]
         for modality in modalities:
             shapes["statistics"][f"sums.{modality}"] = memory["slots"].shape
             shapes["statistics"][f"counts.{modality}"] = memory["slots"].shape[:2]

@@ -96,9 +96,9 @@ def run_cells(
                 if worker.job is None and queue:
                     _hand(worker, queue, workers)
             for worker in _ready(workers):
-                answer = _answer(worker)
+                seconds, failure = _outcome(worker)
                 assert worker.job is not None
-                cell, (seconds, failure) = worker.job[0], answer
+                cell = worker.job[0]
                 worker.job, finished = None, finished + 1
                 if failure is None:
                     estimate.learn(cell, seconds)
@@ -151,7 +151,7 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
     return [busy[line] for line in wait(list(busy), _POLL_S) if isinstance(line, Connection)]
 
 
-def _answer(worker: _Worker) -> tuple[float, Failure | None]:
+def _outcome(worker: _Worker) -> tuple[float, Failure | None]:
     try:
         seconds, failure = worker.line.recv()
     except (EOFError, OSError):

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from momkd_fl.errors import UserError
+from momkd_fl.federation.pinned import pin
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -51,9 +52,14 @@ def server_context(ca: Path, certificate: Path, private_key: Path, passphrase: b
     return _furnish(context, ca, certificate, private_key, passphrase)
 
 
-def client_context(ca: Path, certificate: Path, private_key: Path, passphrase: bytes | None) -> ssl.SSLContext:
-    """TLS 1.3 only; no root but the consortium's is trusted, and the server's name is checked."""
-    return _furnish(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca, certificate, private_key, passphrase)
+def client_context(
+    ca: Path, certificate: Path, private_key: Path, passphrase: bytes | None, server_sha256: str | None = None
+) -> ssl.SSLContext:
+    """TLS 1.3 only; no root but the consortium's is trusted, the server's name is checked, its certificate if given."""
+    context = _furnish(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca, certificate, private_key, passphrase)
+    if server_sha256 is not None:
+        pin(context, server_sha256)
+    return context
 
 
 def _furnish(

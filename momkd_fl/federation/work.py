@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.data.cohort import Cohort, Patient
 from momkd_fl.data.splits import Split
+from momkd_fl.errors import UserError
 from momkd_fl.federation.messages import Arrays, Train, expect_shapes
 from momkd_fl.federation.plan import SitePlan
+from momkd_fl.federation.private_release import PrivateSite
+from momkd_fl.federation.public_space import public_statistics
 from momkd_fl.federation.site_statistics import memory_statistics
 from momkd_fl.federation.student import Layout, build_student, get_weights, layout_of, set_weights, shape_of
 from momkd_fl.model.memory import Memory
@@ -44,11 +47,21 @@ class Work:
     capture: bool = False
     optimiser: dict[str, Any] | None = None
     teacher: dict[Hashable, NDArray[np.float32]] | None = field(default=None, repr=False)
+    private: PrivateSite = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.private = PrivateSite(self.config)
 
     @classmethod
     def of_plan(cls, plan: SitePlan, cohort: Cohort, device: torch.device, capture: bool = False) -> Work:
         """The work that a plan describes, over the site's cohort; ``capture``: with CUDA graphs."""
         config = plan.config
+        if config.privacy.noisy and cohort.standardise == "site":
+            raise UserError(
+                "privacy-coupled",
+                f"Site '{cohort.site}': its features are standardised by all its patients together, which a private "
+                "run cannot use. Start the client again; it must read the cohort as this run asks.",
+            )
         if plan.panel:
             cohort = cohort.with_panel(plan.panel, config.genes.minimum)
         elif cohort.genes_available:  # the federation uses no genomics
@@ -72,21 +85,31 @@ class Work:
         return Packer(self.cohort, self.space.get("mean"), self.space.get("scale"), self.resident)
 
     def receive(self, arrays: Arrays) -> Memory:
-        """Load the weights that came and return the memory that came with them, both checked whole."""
+        """Load the weights that came and return the memory that came with them, both checked whole.
+
+        Where no weights are shared, none may come: the student is the site's own.
+        """
+        if self.config.privacy.share == "memory":
+            expect_shapes(arrays.get("weights", {}), {}, "the coordinator: weights")
+            return Memory.from_arrays(arrays.get("memory", {}), self.space)
         sizes = {branch: (size,) for branch, size in self.layout.sizes.items()}
         expect_shapes(arrays.get("weights", {}), sizes, "the coordinator: weights")
         set_weights(self.model, self.layout, arrays["weights"])
         return Memory.from_arrays(arrays.get("memory", {}), self.space)
 
     def statistics(self, memory: Memory) -> MemoryStatistics:
-        """Sums over the training patients for the memory."""
+        """Sums over the training patients for the memory, with noise where the federation's file says so."""
         patients, how = self.cohort.labelled("train"), self.config.memory.assignment
-        precision = self.config.training.score_precision
         if self.config.memory.source == "labels":  # no patient's slot may follow from its genome
             memory = dataclasses.replace(memory, anchors=None)
+        if self.config.privacy.memory == "local":
+            return self.private.slots(self.model, memory, self.packer, patients, self.device, genomic=self.genomic)
+        if self.config.privacy.share == "memory":
+            return public_statistics(self.config, memory, self.packer, patients, how)
         return memory_statistics(
-            self.model, memory, self.packer, patients, self.device, how, genomics=self.genomic, precision=precision
-        )
+            self.model, memory, self.packer, patients, self.device, how,
+            genomics=self.genomic, precision=self.config.training.score_precision,
+        )  # fmt: skip
 
     def score(self, memory: Memory, split: Split) -> Prediction:
         """Scores of the labelled patients of a split."""
@@ -101,10 +124,16 @@ class Work:
         packer.teacher = self._teacher(packer, patients)
         report = train(self.model, memory, packer, patients, settings, seed, self.optimiser)
         self.optimiser = report.optimiser
+        self.private.trained(report.steps)
         return report
 
     def difference(self, received: dict[str, Any]) -> dict[str, Any]:
-        """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without."""
+        """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without.
+
+        Empty where no weights are shared.
+        """
+        if self.config.privacy.share == "memory":
+            return {}
         branches = [branch for branch in self.layout.branches if branch == "histology" or self.genomic]
         new = get_weights(self.model, self.layout)
         update = {branch: new[branch] - received[branch] for branch in branches}
@@ -132,6 +161,9 @@ class Work:
         """The federation's settings, with the precision that a trial on the first patients chose once."""
         asked = self.config.training
         losses = _loss_weights(self.config)
+        gradients = self.private.gradients()
+        if gradients is not None:
+            self.precision = "fp32"  # a trial would choose by the patients
         if self.precision is None:
             first = patients[: asked.patients_per_step]
             step = trial_step(self.model, memory, self.packer, first, self.device, losses)
@@ -149,6 +181,7 @@ class Work:
             proximal_mu=body.proximal_mu,
             max_patches=asked.max_patches,
             capture=self.capture,
+            private=gradients,
         )
 
 

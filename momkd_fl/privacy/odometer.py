@@ -138,30 +138,40 @@ class Odometer:
         spent = joint_epsilon((each.charge for each in self._debits.values()), self.budget.delta)
         return Receipt(spent, max(0.0, self.budget.epsilon - spent), self.head)
 
-    def debit(self, debit: Debit) -> Receipt:
+    def debit(self, *debits: Debit) -> Receipt:
         """Spend, durably; when this returns the message may leave. The same attempt again spends nothing.
+
+        Several debits are one message's: they fit the budget together, or none is spent.
 
         Raises
         ------
         UserError
-            ``budget-exhausted`` where it would pass the budget: then nothing is spent and nothing may leave.
+            ``budget-exhausted`` where they would pass the budget: then nothing is spent and nothing may leave.
         """
         with self._locked() as descriptor:
             self._catch_up(descriptor)
-            known = self._debits.get(debit.attempt)
-            if known is None:
-                self._refuse_overdraft(debit)
-                line = _line(self._key, self._digests[-1], _record(debit))
-                self._disk.append(descriptor, line)
+            new = [debit for debit in debits if self._is_new(debit)]
+            if new:
+                self._refuse_overdraft(new)
+                lines, previous = [], self._digests[-1]
+                for debit in new:
+                    lines.append(_line(self._key, previous, _record(debit)))
+                    previous = hashlib.sha256(lines[-1]).hexdigest()
+                self._disk.append(descriptor, b"".join(lines))
                 self._disk.sync(descriptor)
-                self._take(line)
-            elif known != debit:
-                raise UserError(
-                    "odometer-attempt-reused",
-                    f"{self._path}: attempt '{debit.attempt}' was charged before for another payload or another "
-                    "charge. A changed message is a new attempt, with new noise and a new debit.",
-                )
+                for line in lines:
+                    self._take(line)
             return self.receipt
+
+    def _is_new(self, debit: Debit) -> bool:
+        known = self._debits.get(debit.attempt)
+        if known is not None and known != debit:
+            raise UserError(
+                "odometer-attempt-reused",
+                f"{self._path}: attempt '{debit.attempt}' was charged before for another payload or another "
+                "charge. A changed message is a new attempt, with new noise and a new debit.",
+            )
+        return known is None
 
     def must_continue(self, heads: Iterable[Head]) -> None:
         """Refuse to go on from a file that is older than, or another than, what others have seen of it.
@@ -249,9 +259,9 @@ class Odometer:
             "sent. Check that the key is the site's, or put the newest copy of the file back.",
         )
 
-    def _refuse_overdraft(self, debit: Debit) -> None:
-        charges = [each.charge for each in self._debits.values()]
-        after = joint_epsilon([*charges, debit.charge], self.budget.delta)
+    def _refuse_overdraft(self, debits: list[Debit]) -> None:
+        charges = [each.charge for each in (*self._debits.values(), *debits)]
+        after = joint_epsilon(charges, self.budget.delta)
         if after > self.budget.epsilon:
             raise UserError(
                 "budget-exhausted",

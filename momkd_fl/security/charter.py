@@ -6,19 +6,17 @@ the keyholders, so it can neither let a party in nor keep one that was revoked.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 
 from momkd_fl.errors import UserError
 from momkd_fl.security.documents import Digest, Document, Ed25519Key, Name, read_document
-from momkd_fl.security.pki import load_certificate
+from momkd_fl.security.pki import certificate_sha256
 
 CHARTER_FILE: Final = "consortium.json"
 _FORMAT: Final = "momkd-charter-1"
@@ -61,11 +59,11 @@ def make_charter(consortium: str, root: Path, keyholders: Mapping[str, Ed25519Pu
     Raises
     ------
     UserError
-        ``charter-threshold``, or as :func:`~momkd_fl.security.pki.load_certificate`.
+        ``charter-threshold``, or as :func:`~momkd_fl.security.pki.certificate_sha256`.
     """
     keys = {name: key.public_bytes_raw().hex() for name, key in keyholders.items()}
     check_threshold(threshold, keys, "The charter")
-    return Charter(consortium=consortium, root_sha256=root_digest(root), keyholders=keys, threshold=threshold)
+    return Charter(consortium=consortium, root_sha256=certificate_sha256(root), keyholders=keys, threshold=threshold)
 
 
 def read_charter(path: Path, root: Path) -> Charter:
@@ -78,18 +76,13 @@ def read_charter(path: Path, root: Path) -> Charter:
     """
     charter = read_document(path, Charter, "a consortium's charter")
     check_threshold(charter.threshold, charter.keyholders, str(path))
-    if charter.root_sha256 != root_digest(root):
+    if charter.root_sha256 != certificate_sha256(root):
         raise UserError(
             "charter-other-root",
             f"{path}: is of another consortium than the root certificate {root}. Use the two files that were handed "
             "out together.",
         )
     return charter
-
-
-def root_digest(root: Path) -> str:
-    """SHA-256 of a root certificate's DER form, hexadecimal (raises as load_certificate)."""
-    return hashlib.sha256(load_certificate(root).public_bytes(Encoding.DER)).hexdigest()
 
 
 def check_threshold(threshold: int, keyholders: Mapping[str, str], where: str) -> None:

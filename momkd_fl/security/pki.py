@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
     generate_private_key,
 )
-from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -148,6 +148,17 @@ def public_key_of(certificate: Path) -> EllipticCurvePublicKey:
         ``certificate-missing``, ``certificate-unreadable``, ``certificate-not-pem`` or ``certificate-wrong-curve``.
     """
     return curve_key(load_certificate(certificate), certificate)
+
+
+def certificate_sha256(certificate: Path) -> str:
+    """SHA-256 of the certificate's DER form, 64 hexadecimal digits: what a site's contract names.
+
+    Raises
+    ------
+    UserError
+        As :func:`public_key_of`.
+    """
+    return load_certificate(certificate).fingerprint(SHA256()).hex()
 
 
 def check_certificate(certificate: Path, ca: Path, now: datetime | None = None) -> None:

@@ -7,7 +7,7 @@ keeps features longer copies them. Features of a pack may be a cached bag's own 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +39,7 @@ def training_packs(
     device: torch.device,
     dtype: torch.dtype,
     ahead_bytes: int | None = None,
+    batches: Iterable[Sequence[Patient]] | None = None,
 ) -> Generator[tuple[PackedBags, int]]:
     """The pack and the seed of each step: class-balanced patients, sampled where larger than ``max_patches``.
 
@@ -49,6 +50,7 @@ def training_packs(
     ----------
     dtype : of the features, float32 or bfloat16
     ahead_bytes : most that the packs may hold together; a single one may be larger. None: ``AHEAD_BYTES``
+    batches : the patients of each pack, instead of class-balanced ones
 
     Raises
     ------
@@ -58,7 +60,7 @@ def training_packs(
 
     def prepare(line: Ahead[tuple[PackedBags, int]]) -> None:
         lay_out = _layer(packer, device, dtype, line.limit_bytes)
-        for chosen in balanced_batches(patients, steps, per_step, rng):
+        for chosen in balanced_batches(patients, steps, per_step, rng) if batches is None else batches:
             laid = lay_out(line, chosen, rng, max_patches)
             line.put((laid.batch, int(rng.integers(2**63))), laid.nbytes, laid.taken, laid.let_go)
             del laid

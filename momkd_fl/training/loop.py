@@ -25,6 +25,7 @@ from momkd_fl.training.capture import Recorded
 from momkd_fl.training.kernels import student_output
 from momkd_fl.training.loader import scoring_packs, training_packs
 from momkd_fl.training.precision import DTYPES, Precision, Step
+from momkd_fl.training.private_loop import PatientGradients, private_steps
 from momkd_fl.training.sampling import Packer
 
 Model = MoMKD | GatedAttention
@@ -35,7 +36,8 @@ class TrainSettings:
     """What a round asks of a site.
 
     ``steps`` None: ``epochs`` passes over the training patients. ``capture``: steps whose shapes come again are
-    replayed as CUDA graphs.
+    replayed as CUDA graphs. ``private``: DP-SGD, in which ``steps`` must be given and the losses are not reported;
+    ``patients_per_step``, ``clip_norm`` and ``proximal_mu`` have no meaning there.
     """
 
     epochs: float
@@ -50,6 +52,7 @@ class TrainSettings:
     proximal_mu: float = 0.0
     max_patches: int | None = None
     capture: bool = False
+    private: PatientGradients | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def train(
     optimiser_state: dict[str, Any] | None = None,
 ) -> TrainReport:
     """Train ``model`` in place with the memory fixed, from class-balanced patients (METHOD sections 4, 6, 8).
+
+    With ``settings.private`` it is DP-SGD by patient instead (PRIVACY.md, "Weights").
 
     The branches' gradients are clipped separately, so that neither scales the other. Dropout is seeded anew for
     every step: a student without genomics meets the same masks as one with it, and the two can be compared in pairs.
@@ -96,6 +101,18 @@ def train(
         optimiser.load_state_dict(optimiser_state)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate
+    if settings.private is not None:
+        if settings.steps is None:
+            raise ValueError("DP-SGD needs a number of steps that does not depend on the patients")
+
+        def loss_of(batch: PackedBags) -> Tensor:
+            output = student_output(model, batch, memory, "fp32")
+            return torch.stack(list(model.loss(output, batch, memory, settings.losses).values())).sum()
+
+        private_steps(
+            settings.steps, patients, packer, rng, settings.max_patches, optimiser, settings.private, loss_of, device
+        )
+        return TrainReport(settings.steps, time.perf_counter() - started, {}, optimiser.state_dict())
     branches = _branches(model)
     anchor = [parameter.detach().clone() for parameter in model.parameters()] if settings.proximal_mu else []
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from momkd_fl.cli import main
 
@@ -87,3 +89,62 @@ def test_impossible_numbers_are_refused(more: tuple[str, ...], capsys: pytest.Ca
         plan(*more)
     assert ended.value.code == 2
     assert more[0] in capsys.readouterr().err
+
+
+RUN = {
+    "name": "run",
+    "task": "PR",
+    "encoder": {"name": "uni2-h", "dim": 1536},
+    "output_dir": "out",
+    "members": {**{f"site-{n}": {} for n in range(5)}, "held-out": {"role": "evaluate"}},
+    "memory": {"slots": 2, "assignment": "hard", "anchor_iterations": 3},
+    "training": {"standardise": "slide"},
+    "privacy": {"memory": "local", "epsilon": 8, "releases": 5, "site_patients": 200, "share": "memory"},
+}
+
+
+def file_of(folder: Path, **changes: Any) -> str:
+    path = folder / "federation.yaml"
+    path.write_text(yaml.safe_dump(RUN | changes), "utf-8")
+    return str(path)
+
+
+def test_the_plan_of_a_run_lists_every_artefact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["privacy", "plan", "--federation", file_of(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["epsilon"] == {"train": pytest.approx(8.0), "evaluate": 0.0}
+    assert found["releases"] == {"means": 1, "anchors": 3, "slots": 5}
+    assert "weights" not in found["artefacts"]["train"]
+    assert "without noise" not in found["artefacts"]["train"].values()
+    assert found["worth"]["slots"]["cosine"] > 0.4
+
+
+def test_one_artefact_without_noise_is_named_in_the_headline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = file_of(tmp_path, privacy={**RUN["privacy"], "metrics": "exact"})
+    assert main.main(["privacy", "plan", "--federation", exact]) == 0
+    said = capsys.readouterr().out
+    assert "ε is ∞" in said
+    assert "validation scores" in said
+
+
+@pytest.mark.parametrize(
+    ("privacy", "code"),
+    [
+        ({"site_patients": 20}, "privacy-plan-useless"),
+        ({"releases": 30}, "privacy-rounds"),
+        ({"epsilon": 0.1}, "privacy-plan-useless"),
+    ],
+)
+def test_the_plan_of_a_useless_run_is_refused_with_its_number(
+    privacy: dict[str, Any], code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = file_of(tmp_path, privacy={**RUN["privacy"], **privacy})
+    assert main.main(["privacy", "plan", "--federation", file]) == 2
+    assert f"[{code}]" in capsys.readouterr().err
+
+
+def test_a_plan_needs_its_numbers_or_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["privacy", "plan", "--epsilon", "8"]) == 2
+    assert "[plan-options]" in capsys.readouterr().err

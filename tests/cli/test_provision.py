@@ -12,13 +12,14 @@ import yaml
 
 from momkd_fl.cli import main
 from momkd_fl.config.base import load
+from momkd_fl.config.policy import policy_from
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation.identity import Membership
 from momkd_fl.security.allowlist import read_allow_list
 from momkd_fl.security.charter import read_charter
 from momkd_fl.security.keystore import load_private_key
 from momkd_fl.security.party import hosts_of, party_of
-from momkd_fl.security.pki import private_key_of
+from momkd_fl.security.pki import certificate_sha256, private_key_of
 from momkd_fl.security.seal import Sealed, create_seal_key, seal
 
 PASSPHRASE = "correct horse battery staple"
@@ -100,8 +101,10 @@ def test_a_kit_starts_a_site_that_made_its_own_keys(founded: Steps) -> None:
     private_key_of(config.tls.certificate, folder / "ash" / "ash.key", None)
     own = config.consortium.model_copy(update={"seen": folder / "seen.json"})
     assert Membership(own, config.tls, "ash").allow_list.version == 1
-    policy = yaml.safe_load((kit / "policy.template.yaml").read_text())
-    assert policy["messages"] == {}, "nothing is allowed before the site says so"
+    template = kit / "policy.template.yaml"
+    policy = policy_from(template.read_bytes(), template)
+    assert policy.messages == {}, "nothing is allowed before the site says so"
+    assert policy.coordinator_sha256 == certificate_sha256(founded.certificates / "hub.crt")
     yaml.safe_load((kit / "client.yaml").read_text())
     founded.refused("kit-exists", "kit", *options, "--url", "https://hub.example", "--out", kit)
     founded.refused("kit-wrong-host", "kit", *options, "--url", "https://other.example", "--out", folder / "kit2")

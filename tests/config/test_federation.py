@@ -67,6 +67,57 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(changes: dict[str, A
     assert said in problem.value.sentence
 
 
+PRIVATE: dict[str, Any] = {
+    "memory": {"assignment": "hard"},
+    "training": {"standardise": "slide", "local_steps": 5},
+    "privacy": {"memory": "local", "epsilon": 8.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"memory": {"assignment": "balanced"}}, "memory.assignment: hard"),
+        ({"memory": {"assignment": "soft"}}, "memory.assignment: hard"),
+        ({"memory": {"assignment": "hard", "slots": 5}}, "memory.slots is 5"),
+        ({"memory": {"assignment": "hard", "mode": "gradient"}}, "memory.mode 'anchors' or 'momentum'"),
+        ({"model": {"architecture": "gated_attention"}}, "model.architecture: momkd"),
+        ({"model": {"memory_dim": 65}}, "at most 64"),
+        ({"training": {"standardise": "site"}}, "standardise: site"),
+        ({"genes": {"panel": "learnt"}}, "learnt"),
+        ({"rounds": {"patience": 3}}, "rounds.patience"),
+        ({"privacy": {"memory": "local"}}, "privacy.epsilon is missing"),
+        ({"privacy": {"memory": "local", "epsilon": 8, "memory_epsilon": 4}}, "memory_epsilon"),
+        ({"privacy": {"memory": "local", "epsilon": 8, "minimum_count": 5}}, "minimum_count"),
+        ({"privacy": {"weights": "dpsgd", "epsilon": 8}}, "privacy.steps"),
+        ({"privacy": {"weights": "dpsgd", "epsilon": 8, "share": "memory"}}, "of no use"),
+        (
+            {"privacy": {"weights": "dpsgd", "epsilon": 8, "steps": 9}, "training": {"standardise": "none"}},
+            "training.local_steps",
+        ),
+        (
+            {"privacy": {"weights": "dpsgd", "epsilon": 8, "steps": 9}, "strategy": {"name": "fedprox"}},
+            "proximal",
+        ),
+        ({"privacy": {"weights": "dpsgd", "epsilon": 8, "steps": 9}, "losses": {"logits": 1.0}}, "losses.logits"),
+        ({"privacy": {"share": "memory"}, "strategy": {"name": "fedadam"}}, "averages no weights"),
+        ({"privacy": {"share": "memory"}, "encoder": {"name": "small", "dim": 32}}, "exceeds encoder.dim"),
+    ],
+)
+def test_what_would_break_a_guarantee_is_refused_with_a_sentence(changes: dict[str, Any], said: str) -> None:
+    parse(federation(**PRIVATE), FederationConfig, FILE)
+    with pytest.raises(UserError) as problem:
+        parse(federation(**{**PRIVATE, **changes}), FederationConfig, FILE)
+    assert said in problem.value.sentence
+
+
+def test_private_runs_measure_nothing_unless_they_are_told_to() -> None:
+    assert parse(federation(), FederationConfig, FILE).privacy.measured
+    assert not parse(federation(**PRIVATE), FederationConfig, FILE).privacy.measured
+    exact = {**PRIVATE, "privacy": {**PRIVATE["privacy"], "metrics": "exact"}}
+    assert parse(federation(**exact), FederationConfig, FILE).privacy.measured
+
+
 @given(
     rounds=st.integers(1, 500),
     quorum=st.integers(1, 2),

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from momkd_fl.config.base import _models
 from momkd_fl.config.federation import FederationConfig
+from momkd_fl.config.policy import Policy
 from momkd_fl.config.reference import configuration_reference
 from momkd_fl.config.site import SiteConfig
 
@@ -24,7 +25,7 @@ def keys(model: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
 
 def test_every_key_is_described_and_listed() -> None:
     page = configuration_reference()
-    for model in (SiteConfig, FederationConfig):
+    for model in (SiteConfig, FederationConfig, Policy):
         for name, description in keys(model):
             assert description, name
             assert f".{name}`" in page or f"`{name}`" in page

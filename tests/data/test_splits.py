@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momkd_fl.data.splits import read_splits, stratified_split
+from momkd_fl.data.splits import independent_split, read_splits, stratified_split
 from momkd_fl.errors import UserError
 
 _LABELS = st.dictionaries(st.text(string.ascii_letters, min_size=1, max_size=5), st.integers(0, 2), max_size=40)
@@ -30,6 +30,25 @@ def test_split_is_stratified_and_ignores_row_order(labels, fraction, seed, order
             assert abs(len(kept) - fraction * len(members)) <= 1
             share = len(kept) * sum(patient in genomic for patient in members) / len(members)
             assert abs(sum(patient in genomic for patient in kept) - share) <= 0.5
+
+
+@given(_LABELS, st.text(string.ascii_letters, min_size=1, max_size=5), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_an_independent_split_moves_nobody_when_a_patient_joins(labels, newcomer, fraction, seed):
+    before = independent_split([patient for patient in labels if patient != newcomer], fraction, seed)
+    after = independent_split([*labels, newcomer], fraction, seed)
+    assert {patient: split for patient, split in after.items() if patient != newcomer} == before
+
+
+def test_control_a_stratified_split_moves_others_when_a_patient_joins():
+    labels = {f"p{number}": 0 for number in range(7)}
+    splits = [stratified_split({**labels, f"q{number}": 0}, (), 0.2, 0) for number in range(40)]
+    alone = stratified_split(labels, (), 0.2, 0)
+    assert any(split[patient] != alone[patient] for split in splits for patient in labels)
+
+
+def test_an_independent_split_keeps_its_fraction():
+    split = independent_split([f"p{number}" for number in range(4000)], 0.2, 1)
+    assert sum(each == "validation" for each in split.values()) / 4000 == pytest.approx(0.2, abs=0.02)
 
 
 def test_seed_changes_the_split():

@@ -24,6 +24,7 @@ from momkd_fl.config.base import load
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation.client import make_client_app
+from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.site_data import cohort_loader
@@ -254,7 +255,7 @@ class InProcess:
     def grid(self) -> UnreliableGrid:
         apps = {
             site: (
-                make_client_app(participant, participant.say),
+                make_client_app(participant, participant.say, gate=simulation_gate(site)),
                 Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}),
             )
             for site, participant in self.participants.items()

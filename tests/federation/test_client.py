@@ -8,6 +8,7 @@ from flwr.app import Context, RecordDict
 
 from momkd_fl.federation.client import make_client_app
 from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.telemetry.metrics import ClientMetrics
@@ -18,7 +19,7 @@ def test_a_site_s_metrics_count_rounds_bytes_and_seconds_by_phase(in_process) ->
     metrics = {site: ClientMetrics() for site in run.participants}
     apps = {
         site: (
-            make_client_app(participant, participant.say, None, metrics[site]),
+            make_client_app(participant, participant.say, None, metrics[site], gate=simulation_gate(site)),
             Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}),
         )
         for site, participant in run.participants.items()

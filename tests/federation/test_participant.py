@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import threading
 from typing import Any
 
@@ -16,6 +15,7 @@ from momkd_fl.federation import state as states
 from momkd_fl.federation.coordinator import Coordinator
 from momkd_fl.federation.messages import SHARED_SECTIONS, Evaluate, Finish, Hello, Initialise, Parcel, Plan, Train
 from momkd_fl.federation.participant import Participant
+from momkd_fl.federation.publications import Publications, published_cohort
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.training import checkpoint
 
@@ -167,14 +167,15 @@ def test_predictions_are_written_at_the_site_for_the_final_evaluation_only(finis
 def test_a_small_count_is_withheld_from_the_cohort_that_is_sent(finished) -> None:
     consortium, state = finished
     reply, _ = restarted(consortium.participants["holly"]).evaluate(evaluate_request(state, "test"))
-    text = json.dumps(dataclasses.asdict(reply.cohort))
-    assert reply.cohort.patients is None, "it would give the small count away by subtraction"
+    sent = published_cohort(reply.cohort, 11, Publications(None))
+    task = sent.tasks["PR"]
+    assert None in (sent.patients, task.labelled), "together they would give the small count away by subtraction"
     cohort = restarted(consortium.participants["holly"])
     cohort._ready(state.run)
     assert cohort._work is not None
     small = [count for count in cohort._work.cohort.exclusions.values() if 0 < count < 11]
     assert small, "this cohort has a small count to withhold"
-    assert '"<11"' in text
+    assert all(task.excluded[reason] is None for reason, n in cohort._work.cohort.exclusions.items() if 0 < n < 11)
 
 
 def test_a_refusal_keeps_its_sentence_and_no_model(finished, tmp_path) -> None:

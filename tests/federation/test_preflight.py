@@ -112,3 +112,22 @@ def test_what_leaves_is_every_reply_a_site_of_that_role_gives(
             assert f"'{kind.name}'" not in said
         else:
             assert all(field in said for field in kind.reply.model_fields)
+
+
+def test_who_is_on_the_allow_list_and_signs_with_the_listed_key(hospitals: Path, tmp_path: Path, keys: Path) -> None:
+    consortium = {
+        "charter": str(keys / "consortium.json"),
+        "allow_list": str(keys / "allow-list.json"),
+        "seen": str(tmp_path / "seen.json"),
+    }
+    folder = keys / "ash"
+    egress = dict.fromkeys(("policy", "ledger", "odometer", "publications"), str(tmp_path / "none"))
+    signing = {"signing_key": str(folder / "ash.sign.key")}
+    port = free_port()
+    site = site_of(hospitals, tmp_path, keys, port, consortium=consortium, egress=egress | signing)
+    assert [found.status for found in of(look(site, network=False), "allow-list")] == ["PASS"]
+    other = {"signing_key": str(keys / "server" / "server.sign.key")}
+    site = site_of(hospitals, tmp_path, keys, port, consortium=consortium, egress=egress | other)
+    assert [found.code for found in of(look(site, network=False), "allow-list")] == ["signing-key-other"]
+    site = site_of(hospitals, tmp_path, keys, port)
+    assert [found.status for found in of(look(site, network=False), "allow-list")] == ["WARN"]

@@ -223,6 +223,18 @@ def test_an_exhausted_budget_spends_nothing_more(path: Path) -> None:
     assert odometer.debit(debit_of("0")).head == odometer.head, "what was charged may still be sent again"
 
 
+def test_several_debits_of_one_message_are_all_spent_or_none(path: Path) -> None:
+    odometer = Odometer(path, KEY, BUDGET)
+    half = GaussianReleases(0.8)  # alone ε = 5.8, twice 8.5
+    before = odometer.head
+    assert code_of(lambda: odometer.debit(debit_of("a/1", half), debit_of("a/2", half))) == "budget-exhausted"
+    assert odometer.head == before
+    spent = odometer.debit(debit_of("b/1"), debit_of("b/2", PoissonSteps(6.0, 0.1, 5)))
+    assert spent.head.lines == before.lines + 2
+    assert odometer.debit(debit_of("b/1"), debit_of("b/2", PoissonSteps(6.0, 0.1, 5))) == spent
+    assert Odometer(path, KEY, BUDGET).receipt == spent
+
+
 def test_the_releases_that_a_budget_was_planned_for_all_fit(path: Path) -> None:
     odometer = Odometer(path, KEY, BUDGET)
     release = GaussianReleases(sigma_for(BUDGET.epsilon, BUDGET.delta, 10))

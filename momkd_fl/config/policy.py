@@ -1,0 +1,129 @@
+"""The contract of one site: what may leave it, as its privacy officer wrote and signed it. What is not named may not
+leave."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from momkd_fl.config.base import Strict, parse
+from momkd_fl.errors import UserError
+
+ANY: Final = "*"
+MINIMUM_CELL: Final = 11
+Run = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9_.-]{0,54})$")]
+Dtype = Literal["float32", "uint64"]
+
+
+class TensorRule(Strict):
+    """One tensor that a message may carry."""
+
+    numbers_max: int = Field(ge=0, description="Most numbers in it.")
+    shape: list[int | None] | None = Field(
+        None, description="Exact shape; none in it: any length of that axis. None: any shape."
+    )
+    dtype: Dtype = Field("float32", description="Type of its numbers.")
+
+
+class MessageRule(Strict):
+    """One kind of message that may leave."""
+
+    bytes_max: int = Field(ge=0, description="Most bytes of one message: text and tensors.")
+    times_max: int | None = Field(
+        None, ge=0, description="Most messages of this kind in one run, counted in the ledger; none: any number."
+    )
+    tensors: dict[str, TensorRule] = Field(
+        default_factory=dict, description="Tensors by name (group.name); any other is refused."
+    )
+
+
+class PrivacyRequired(Strict):
+    """Where nothing leaves without noise of differential privacy, added here."""
+
+    memory: bool = Field(False, description="Sums and counts of the memory leave only with noise.")
+    weights: bool = Field(False, description="Differences of weights leave only after private training (DP-SGD).")
+
+
+class SmallNumbers(Strict):
+    """What few patients are. A message with noise is not changed: what it holds is charged to the budget."""
+
+    minimum_cell: int = Field(
+        MINIMUM_CELL,
+        ge=1,
+        description="Smallest count that may be known outside, other than 0. Smaller ones are withheld from the "
+        "cohort's description, with what would let one be derived, in this message or beside earlier ones.",
+    )
+    minimum_per_class: int = Field(
+        MINIMUM_CELL,
+        ge=1,
+        description="Fewest patients of each class behind what leaves; below, sums of genes are refused, a class of "
+        "the memory, scores and losses are withheld.",
+    )
+    minimum_per_slot: int = Field(
+        MINIMUM_CELL,
+        ge=1,
+        description="Fewest patients in a slot of the memory; a class with a smaller slot is withheld for the round.",
+    )
+    scores: Literal["withheld", "cells", "exact"] = Field(
+        "cells",
+        description="Histograms of scores: 'withheld'; in 'cells' of at least minimum_cell patients; 'exact', where a "
+        "bin may hold one patient.",
+    )
+
+
+class Budget(Strict):
+    """The most that all messages together, of all runs, may tell about one patient."""
+
+    epsilon: float = Field(8.0, gt=0, description="Largest ε over all runs.")
+    delta: float = Field(1e-5, gt=0, lt=1, description="Largest δ; ε is reckoned at it.")
+
+
+class Policy(Strict):
+    """The contract. Signed with the site's Ed25519 key; a changed file is refused."""
+
+    site: str = Field(description="The site it is for.")
+    coordinator_sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the coordinator's TLS certificate; the site connects to no other.",
+    )
+    runs: list[Run] = Field(min_length=1, description="Names or ids of the runs; '*': any run of that coordinator.")
+    expires: date = Field(description="Last day on which anything may leave (UTC).")
+    messages: dict[str, MessageRule] = Field(description="Kinds of messages that may leave; any other is refused.")
+    dp_required: PrivacyRequired = Field(default_factory=lambda: PrivacyRequired())
+    small_numbers: SmallNumbers = Field(default_factory=lambda: SmallNumbers())
+    budget: Budget = Field(default_factory=lambda: Budget())
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _a_day(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError("write the day as 2027-01-31")
+        return value
+
+
+def policy_from(content: bytes, path: Path) -> Policy:
+    """The contract in ``content``, which was read from ``path``.
+
+    Raises
+    ------
+    UserError
+        ``policy-unreadable``, or as :func:`momkd_fl.config.base.parse`.
+    """
+    try:
+        raw: Any = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(
+            "policy-unreadable", f"{path}: is not a contract in YAML, so nothing leaves. Restore the signed file."
+        )
+    return parse(raw, Policy, path)
+
+
+def policy_text(policy: Policy) -> str:
+    """The contract as YAML, to be read, changed and signed."""
+    return yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,163 @@
+"""Everything that a run lets out of a site, as configured: public, with noise and charged, or neither.
+
+One artefact that depends on patients and carries no noise makes the run's ε infinite. Whoever lets something new out of
+a site adds it here; a test compares the list with the messages' schemas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from momkd_fl.config.federation import FederationConfig
+from momkd_fl.federation.private_plan import PrivatePlan, private_plan
+from momkd_fl.privacy.accountant import Artefact, epsilon_of_run, joint_epsilon, uncharged
+
+Role = Literal["train", "evaluate"]
+
+SOURCES: Final[Mapping[str, str]] = {
+    "hello": "site's description",
+    "select": "gene panel",
+    "plan": "hash of the architecture",
+    "initialise.statistics": "start of the memory and genomic space",
+    "train.update": "weights",
+    "train.statistics": "sums and counts for the memory",
+    "train.scores": "validation scores",
+    "train.seconds": "seconds by phase",
+    "train.losses": "losses and monitors",
+    "train.loss_sum": "validation losses",
+    "train.monitors": "losses and monitors",
+    "evaluate.scores": "scores of the final model",
+    "evaluate.loss_sum": "scores of the final model",
+    "evaluate.cohort": "description of the cohort",
+    "finish": "farewell",
+}
+"""Each kind of reply, field by field where it has several, and which line of the list stands for it."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a run costs one site of a role.
+
+    Attributes
+    ----------
+    epsilon : of all artefacts together; infinite if one is uncharged
+    memory_epsilon : of the memory's releases alone, None where they carry no noise
+    conditional : whether that holds only given the weights, which leave without noise
+    """
+
+    artefacts: tuple[Artefact, ...]
+    epsilon: float
+    memory_epsilon: float | None
+    anchors_epsilon: float | None
+    conditional: bool
+
+    @property
+    def uncharged(self) -> list[Artefact]:
+        """What makes ``epsilon`` infinite."""
+        return uncharged(self.artefacts)
+
+
+def account(config: FederationConfig, role: Role = "train") -> Account:
+    """The account of a site of ``role`` for the run as configured."""
+    plan, delta = private_plan(config), config.privacy.delta
+    listed = tuple(_training(config, plan) if role == "train" else _evaluating(config))
+    memory = [plan.charge(part, count) for part, count in plan.releases.items()] if role == "train" else []
+    fixed = [plan.charge(part, count) for part, count in plan.releases.items() if part != "slots"]
+    weights_leave = config.privacy.share == "all" and config.privacy.weights == "none"
+    return Account(
+        listed,
+        epsilon_of_run(listed, delta),
+        joint_epsilon(memory, delta) if memory else None,
+        joint_epsilon(fixed, delta) if memory and fixed else None,
+        weights_leave and "slots" in plan.releases,
+    )
+
+
+def spoken(artefact: Artefact) -> str:
+    """How an artefact leaves, in a word or two."""
+    if not artefact.depends_on_data:
+        return "public"
+    return "without noise" if artefact.charge is None else "with noise, charged"
+
+
+def sentences(config: FederationConfig) -> list[str]:
+    """The account of both roles, line by line, for people."""
+    lines = []
+    for role in ("train", "evaluate"):
+        if not any(member.role == role for member in config.members.values()):
+            continue
+        found = account(config, role)
+        lines.append(f"What leaves a site with role '{role}':")
+        lines += [f"- {each.name}: {spoken(each)}" for each in found.artefacts]
+        lines.append(_headline(found, config.privacy.delta))
+    return lines
+
+
+def _headline(found: Account, delta: float) -> str:
+    at = f"at δ = {delta:g}"
+    if not math.isinf(found.epsilon):
+        return f"All of it together: ε = {found.epsilon:.3f} {at}. Times of messages and error codes are not counted."
+    names = ", ".join(each.name for each in found.uncharged)
+    said = f"All of it together: ε is ∞, because these depend on patients and carry no noise: {names}."
+    if found.memory_epsilon is not None:
+        kind = "conditional on the weights, which leave without noise" if found.conditional else "whatever the weights"
+        said += f" The memory alone: ε = {found.memory_epsilon:.3f} {at}, {kind}."
+    if found.anchors_epsilon is not None and found.conditional:
+        said += f" Its genomic anchors alone: ε = {found.anchors_epsilon:.3f}, whatever the weights."
+    return said
+
+
+def _training(config: FederationConfig, plan: PrivatePlan) -> list[Artefact]:
+    privacy, memory = config.privacy, config.memory
+    found = [
+        Artefact(SOURCES["hello"], False),
+        Artefact(SOURCES["plan"], False),
+        Artefact(SOURCES["select"], config.genes.panel == "learnt"),
+    ]
+    noisy = privacy.memory == "local"
+    if memory.genomics and noisy:
+        means = plan.releases.get("means")
+        found.append(Artefact("scale of the genes", means is not None, plan.charge("means", means) if means else None))
+        found.append(Artefact("axes of the genomic space, from a public seed", False))
+    elif memory.genomics:
+        found.append(Artefact("scale of the genes and second moments", True))
+    if memory.genomics and memory.mode == "anchors":
+        count = plan.releases.get("anchors")
+        depends = memory.source == "genomics"
+        found.append(Artefact("genomic anchors", depends, plan.charge("anchors", count) if count else None))
+    if memory.mode != "gradient" and config.model.architecture == "momkd":
+        public = noisy or privacy.share == "memory" or memory.source == "random"
+        found.append(Artefact("slots at the start", not public))
+        released = plan.releases.get("slots")
+        charge = plan.charge("slots", released) if released else None
+        found.append(Artefact(SOURCES["train.statistics"], not noisy or charge is not None, charge))
+    if privacy.share == "all":
+        steps = plan.steps.charge(plan.steps_count) if plan.steps else None
+        found.append(Artefact(SOURCES["train.update"], True, steps))
+    measured = privacy.measured
+    found += [
+        Artefact(SOURCES["train.scores"], measured),
+        Artefact(SOURCES["train.loss_sum"], measured),
+        Artefact(SOURCES["train.losses"], measured),
+        Artefact(SOURCES["train.seconds"], measured),
+        Artefact("choice of the round, early stopping", measured),
+        Artefact("threshold and calibration", measured),
+    ]
+    return [*found, *_measurements(config)]
+
+
+def _evaluating(config: FederationConfig) -> list[Artefact]:
+    found = [Artefact(SOURCES["hello"], False), Artefact(SOURCES["plan"], False)]
+    return [*found, *_measurements(config)]
+
+
+def _measurements(config: FederationConfig) -> list[Artefact]:
+    measured = config.privacy.measured
+    return [
+        Artefact(SOURCES["evaluate.scores"], measured),
+        Artefact(SOURCES["evaluate.cohort"], measured),
+        Artefact(SOURCES["finish"], False),
+    ]

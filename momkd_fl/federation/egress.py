@@ -1,0 +1,184 @@
+"""The one door out of a site: contract, suppression, budget, ledger, signature, message.
+
+Nothing else in the package turns what a site has computed into a message (a test reads the source for it). Each step
+may stop it, with a sentence for the site and a code for the coordinator; what has no payload (refusals, heartbeats,
+questions for work) needs no door, and a test holds those to their fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+from flwr.app import Message
+
+from momkd_fl.config.policy import ANY, Policy, SmallNumbers
+from momkd_fl.config.site import SiteConfig
+from momkd_fl.errors import UserError
+from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
+from momkd_fl.federation.books import Books
+from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside
+from momkd_fl.federation.messages import ANCHOR, ARRAYS_BYTES_MAX, Arrays, Body, Evaluate, Kind, Parcel, answer
+from momkd_fl.federation.publications import Publications
+from momkd_fl.federation.small_numbers import Split, suppressed
+from momkd_fl.privacy.accountant import Charge
+from momkd_fl.security.signing import load_public_key, load_signing_key
+
+Watch = Callable[[Outgoing, Message], None]
+"""Sees a message as it is about to leave: what was decided, and the message itself."""
+
+
+class Gate:
+    """The door of one site.
+
+    Parameters
+    ----------
+    policy : Policy
+        The site's contract.
+    books : Books or None
+        None for a simulation or a trial, where no message leaves this process: nothing is debited or entered.
+    watch : callable or None
+        Sees each message that passes.
+    today : callable
+        The day in UTC.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        books: Books | None,
+        watch: Watch | None = None,
+        today: Callable[[], date] = lambda: datetime.now(UTC).date(),
+    ) -> None:
+        self.policy, self._books, self._watch, self._today = policy, books, watch, today
+        self._publications = Publications(None) if books is None else books.publications
+        self._sent: dict[tuple[str, str], int] = {} if books is None else books.sent
+
+    def admit(self, request: Message) -> None:
+        """Look at what the coordinator holds of this site's books, before any work is done for it.
+
+        Raises
+        ------
+        UserError
+            ``odometer-rolled-back``, ``ledger-truncated``, ``ledger-forked``, ``message-schema``.
+        """
+        held = read_heads(request.content)
+        if held is not None and self._books is not None:
+            self._books.must_continue(held)
+
+    def send(
+        self,
+        kind: Kind[Any, Any],
+        request: Message,
+        parcel: Parcel[Any],
+        body: Body,
+        arrays: Arrays,
+        *,
+        task: str,
+        charges: tuple[Charge, ...],
+    ) -> Message:
+        """The reply, if the site lets it go; when this returns it is debited, entered and signed.
+
+        Raises
+        ------
+        UserError
+            As :func:`~momkd_fl.federation.contract.refuse_outside`,
+            :func:`~momkd_fl.federation.small_numbers.suppressed`, :class:`~momkd_fl.privacy.odometer.Odometer` and
+            :class:`~momkd_fl.security.ledger.Ledger`. Then nothing may leave.
+        """
+        outgoing = Outgoing(parcel.run, parcel.round, kind.name, task, body, arrays, charges)
+        refuse_outside(self.policy, outgoing, self._sent.get((parcel.run, kind.name), 0), self._today())
+        body, arrays = suppressed(outgoing, _split(parcel), self.policy.small_numbers, self._publications)
+        reply = answer(kind, request, parcel, body, arrays)
+        if self._books is not None:
+            self._account(self._books, outgoing, reply)
+        else:
+            self._sent[parcel.run, kind.name] = self._sent.get((parcel.run, kind.name), 0) + 1
+        if self._watch is not None:
+            self._watch(outgoing, reply)
+        return reply
+
+    @staticmethod
+    def _account(books: Books, outgoing: Outgoing, reply: Message) -> None:
+        """Debit, enter, sign: in this order. The attempt is named by what is sent, so that other bytes are another."""
+        digest = payload_digest(reply.content)
+        attempt = f"{outgoing.run}/{outgoing.round}/{outgoing.kind}/{digest[:16]}"
+        spent = books.debit(attempt, digest, outgoing.charges)
+        books.enter(outgoing.run, outgoing.round, outgoing.kind, digest, payload_bytes(reply), spent)
+        reply.content[ANCHOR] = receipt(books.key, digest, books.anchor)
+
+    def close(self) -> None:
+        """Let another process of the site open its books."""
+        if self._books is not None:
+            self._books.close()
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of the arrays a message carries."""
+    records = message.content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
+
+
+def _split(parcel: Parcel[Any]) -> Split:
+    """Of whose patients the scores in the reply are."""
+    return parcel.body.split if isinstance(parcel.body, Evaluate) else "validation"
+
+
+def open_gate(config: SiteConfig) -> Gate:
+    """The gate of a site that takes part over the network: its signed contract and its books.
+
+    Raises
+    ------
+    UserError
+        ``egress-missing``, and as :func:`contract_of` and :meth:`Books.open`.
+    """
+    policy = contract_of(config)
+    assert config.egress is not None
+    return Gate(policy, Books.open(config.egress, load_signing_key(config.egress.signing_key), policy.budget))
+
+
+def contract_of(config: SiteConfig, today: date | None = None) -> Policy:
+    """The site's signed contract.
+
+    Raises
+    ------
+    UserError
+        ``egress-missing``, and as :func:`~momkd_fl.federation.contract.load_contract` and
+        :func:`~momkd_fl.security.signing.load_signing_key`.
+    """
+    egress = config.egress
+    if egress is None:
+        raise UserError(
+            "egress-missing",
+            f"Site '{config.site}': the section 'egress' is missing, so nothing may leave. Add it, write a contract "
+            "with 'momkd policy write', read it with 'momkd policy explain' and sign it with 'momkd policy sign'.",
+        )
+    if egress.policy_key is not None:
+        signer = load_public_key(egress.policy_key)
+    else:
+        signer = load_signing_key(egress.signing_key).public_key()
+    return load_contract(egress.policy, signer, config.site, today or datetime.now(UTC).date())
+
+
+NOWHERE: Final = "0" * 64
+"""Where a contract names the coordinator's certificate and there is none."""
+_UNBOUNDED: Final = ARRAYS_BYTES_MAX // 4
+
+
+def simulation_gate(site: str, watch: Watch | None = None) -> Gate:
+    """For a site that lives in the same process as its coordinator: the same door with an open contract, no books.
+
+    Nothing leaves the process, so that sums and scores pass as they are; counts of the cohort are withheld as ever,
+    since a report shows them.
+    """
+    policy = contract_for(
+        site,
+        "train",
+        coordinator_sha256=NOWHERE,
+        runs=[ANY],
+        expires=datetime.now(UTC).date() + timedelta(days=3650),
+        numbers_max=_UNBOUNDED,
+        small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),
+    )
+    return Gate(policy, None, watch)

@@ -1,0 +1,278 @@
+"""A deny-test for every line of the contract: the same message goes with one value of the line, not with another."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from pydantic import BaseModel
+
+from momkd_fl.cli.consortium import provision
+from momkd_fl.config.base import _models
+from momkd_fl.config.policy import Policy, policy_text
+from momkd_fl.config.site import Egress
+from momkd_fl.errors import UserError
+from momkd_fl.evaluation.results import Cohort, TaskCohort
+from momkd_fl.federation.books import Books
+from momkd_fl.federation.contract import TENSORS, contract_for, load_contract
+from momkd_fl.federation.egress import Gate
+from momkd_fl.federation.messages import EVALUATE, KINDS, TRAIN, Evaluate, EvaluateReply, Parcel, Train, TrainReply, ask
+from momkd_fl.federation.pinned import NOT_PINNED
+from momkd_fl.federation.transport import client_context, server_context
+from momkd_fl.privacy.accountant import GaussianReleases, PoissonSteps
+from momkd_fl.security.detached import sign_file
+from momkd_fl.security.pki import certificate_sha256
+from momkd_fl.security.signing import create_signing_key
+
+pytestmark = pytest.mark.usefixtures("task")
+RUN, TODAY = "trial-0123abcd", date(2026, 6, 1)
+COHORT = Cohort("ash", "train", 60, 70, 30, {"PR": TaskCohort(60, 0.5, {})})
+BOTH = (GaussianReleases(2.0), PoissonSteps(3.0, 0.1, 5))
+
+
+def policy(**changes: Any) -> Policy:
+    """A contract under which :func:`reply` may leave, with some lines changed: ``small_numbers__scores="exact"``."""
+    made = contract_for("ash", "train", coordinator_sha256="0" * 64, runs=["trial"], expires=date(2027, 1, 1))
+    raw = made.model_dump(mode="json")
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = raw
+        for step in path:
+            place = place[step.replace("_dot_", ".")]
+        if value is None and last in place:
+            del place[last]
+        else:
+            place[last] = value
+    return Policy.model_validate(raw)
+
+
+def histogram(per_class: tuple[int, int] = (20, 20)) -> np.ndarray:
+    counts = np.zeros((1, 2, 100), np.float32)
+    for label, patients in enumerate(per_class):
+        counts[0, label, 10 : 10 + patients] = 1
+    return counts
+
+
+def train_parts(slots: float = 15.0) -> tuple[TrainReply, dict[str, Any]]:
+    body = TrainReply(seconds={}, losses={}, loss_sum=[5.0, 6.0], monitors={})
+    counts = np.full((2, 2), slots, np.float32)
+    statistics = {"sums.histology": np.ones((2, 2, 3), np.float32), "counts.histology": counts}
+    return body, {
+        "update": {"histology": np.ones(7, np.float32)},
+        "statistics": statistics,
+        "scores": {"counts": histogram()},
+    }
+
+
+def send(asked: Policy, books: Books | None = None, charges: Any = (), **parts: Any) -> Message:
+    """A ``train`` reply through the gate; ``parts`` replaces groups of arrays."""
+    body, arrays = train_parts()
+    request = ask(TRAIN, Train(proximal_mu=0.0, learning_rate_share=1.0), 7, run=RUN, round=1, arrays={})
+    parcel: Parcel[Any] = Parcel("train", RUN, 1, Train(proximal_mu=0.0, learning_rate_share=1.0), {})
+    gate = Gate(asked, books, today=lambda: TODAY)
+    return gate.send(TRAIN, request, parcel, body, {**arrays, **parts}, task="PR", charges=charges)
+
+
+def evaluated(asked: Policy, cohort: Cohort = COHORT) -> EvaluateReply:
+    """What is left of an ``evaluate`` reply."""
+    question = Evaluate(split="test", threshold=None, calibration=None, final=True)
+    request = ask(EVALUATE, question, 7, run=RUN, round=1, arrays={})
+    reply = EvaluateReply(loss_sum=[5.0, 6.0], cohort=cohort)
+    gate = Gate(asked, None, today=lambda: TODAY)
+    parcel: Parcel[Any] = Parcel("evaluate", RUN, 1, question, {})
+    message = gate.send(EVALUATE, request, parcel, reply, {"scores": {"counts": histogram()}}, task="PR", charges=())
+    return EvaluateReply.model_validate_json(str(message.content["envelope"]["body"]))
+
+
+def group(message: Message, name: str) -> dict[str, np.ndarray]:
+    return {key: array.numpy() for key, array in message.content[name].items()}
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Callable[[Policy], Books]]:
+    opened: list[Books] = []
+
+    def open_books(asked: Policy) -> Books:
+        folder = tmp_path / f"books{len(opened)}"
+        names = ("policy", "signing_key", "ledger", "odometer", "publications")
+        where = Egress.model_validate({name: folder / name for name in names})
+        key = create_signing_key(folder, "ash")
+        Books.create(where, key, "ash", asked.budget)
+        opened.append(Books.open(where, key, asked.budget))
+        return opened[-1]
+
+    yield open_books
+    for each in opened:
+        each.close()
+
+
+def code_of(action: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        action()
+    assert caught.value.sentence
+    return caught.value.code
+
+
+# each entry: the line, as in the file; what it is changed to; the code that refuses the message
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "runs": ({"runs": ["another"]}, "contract-run"),
+    "expires": ({"expires": "2026-05-31"}, "contract-expired"),
+    "messages": ({"messages__train": None}, "contract-message"),
+    "messages.bytes_max": ({"messages__train__bytes_max": 50}, "contract-bytes"),
+    "messages.times_max": ({"messages__train__times_max": 0}, "contract-times"),
+    "messages.tensors": ({"messages__train__tensors__update_dot_histology": None}, "contract-tensor"),
+    "messages.tensors.numbers_max": (
+        {"messages__train__tensors__update.histology__numbers_max": 6}, "contract-numbers",
+    ),
+    "messages.tensors.shape": ({"messages__train__tensors__update.histology__shape": [8]}, "contract-shape"),
+    "messages.tensors.dtype": ({"messages__train__tensors__update.histology__dtype": "uint64"}, "contract-dtype"),
+    "dp_required.memory": ({"dp_required__memory": True}, "contract-dp-memory"),
+    "dp_required.weights": ({"dp_required__weights": True}, "contract-dp-weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_line_that_forbids_refuses_the_message(line: str) -> None:
+    changes, code = REFUSED[line]
+    if line == "messages.tensors":
+        changes = {"messages__train__tensors": {"statistics.sums.histology": {"numbers_max": 99}}}
+    assert send(policy()).has_content(), "the control: the contract lets it go"
+    assert code_of(lambda: send(policy(**changes))) == code
+
+
+WITHHELD = ("small_numbers.minimum_per_class", "small_numbers.minimum_per_slot", "small_numbers.scores",
+            "small_numbers.minimum_cell")  # fmt: skip
+
+
+def test_minimum_per_class_withholds_classes_scores_and_losses() -> None:
+    control, stopped = send(policy()), send(policy(small_numbers__minimum_per_class=31))
+    assert group(control, "statistics")["sums.histology"].any()
+    assert group(control, "scores")["counts"].sum() == 40
+    assert not group(stopped, "statistics")["sums.histology"].any()
+    assert not group(stopped, "scores")["counts"].any()
+    assert TrainReply.model_validate_json(str(stopped.content["envelope"]["body"])).loss_sum == [0.0, 0.0]
+
+
+def test_minimum_per_slot_withholds_the_class() -> None:
+    assert group(send(policy(small_numbers__minimum_per_slot=15)), "statistics")["counts.histology"].all()
+    assert not group(send(policy(small_numbers__minimum_per_slot=16)), "statistics")["counts.histology"].any()
+
+
+def test_scores_leave_exactly_in_cells_or_not() -> None:
+    exact, cells, none = (
+        group(send(policy(small_numbers__scores=how)), "scores")["counts"] for how in ("exact", "cells", "withheld")
+    )
+    assert np.array_equal(exact, histogram())
+    assert cells.sum() == 40
+    assert cells[cells > 0].min() >= 11
+    assert not none.any()
+
+
+def test_minimum_cell_withholds_counts_of_the_cohort() -> None:
+    cohort = Cohort("ash", "train", 60, 70, 45, {"PR": TaskCohort(60, 0.5, {})})
+    assert evaluated(policy(small_numbers__minimum_cell=15), cohort).cohort.with_genomics == 45
+    assert evaluated(policy(small_numbers__minimum_cell=16), cohort).cohort.with_genomics is None
+
+
+@pytest.mark.parametrize("line", ["budget.epsilon", "budget.delta"])
+def test_a_smaller_budget_refuses_the_release(line: str, books: Callable[[Policy], Books]) -> None:
+    charge = (GaussianReleases(1.0),)  # epsilon 4.38 at 1e-5, 6.5 at 1e-10
+    wide = policy(budget__epsilon=5.0)
+    assert send(wide, books(wide), charge).has_content()
+    tight = (
+        policy(budget__epsilon=4.0) if line == "budget.epsilon" else policy(budget__epsilon=5.0, budget__delta=1e-10)
+    )
+    kept = books(tight)
+    before = kept.anchor
+    assert code_of(lambda: send(tight, kept, charge)) == "budget-exhausted"
+    assert kept.anchor == before, "neither the odometer nor the ledger has a line more"
+
+
+def test_the_contract_of_another_site_is_refused(tmp_path: Path) -> None:
+    key = create_signing_key(tmp_path, "ash")
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_text(policy()), "utf-8")
+    sign_file(path, key)
+    assert load_contract(path, key.public_key(), "ash", TODAY) == policy()
+    assert code_of(lambda: load_contract(path, key.public_key(), "birch", TODAY)) == "contract-site"
+    assert code_of(lambda: load_contract(path, key.public_key(), "ash", date(2028, 1, 1))) == "contract-expired"
+
+
+def test_another_coordinator_gets_no_handshake(tmp_path: Path) -> None:
+    provision(tmp_path, "small", ["ash"])
+    server, own = tmp_path / "server", tmp_path / "ash"
+    ca = tmp_path / "root" / "ca.crt"
+    pinned = certificate_sha256(server / "server.crt")
+    assert shake(tmp_path, server, own, ca, pinned) is None
+    problem = shake(tmp_path, server, own, ca, "1" * 64)
+    assert isinstance(problem, ssl.SSLCertVerificationError)
+    assert problem.verify_code == NOT_PINNED
+
+
+def shake(root: Path, server: Path, own: Path, ca: Path, sha256: str) -> Exception | None:
+    """A handshake with the server under a contract that names ``sha256``."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        context = server_context(ca, server / "server.crt", server / "server.key", None)
+        connection, _ = listening.accept()
+        try:
+            context.wrap_socket(connection, server_side=True).close()
+        except OSError:
+            connection.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    context = client_context(ca, own / "ash.crt", own / "ash.key", None, sha256)
+    try:
+        with socket.create_connection(listening.getsockname()) as plain:
+            context.wrap_socket(plain, server_hostname="localhost").close()
+    except ssl.SSLError as problem:
+        return problem
+    finally:
+        thread.join(10)
+        listening.close()
+    return None
+
+
+def lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every line of the contract; of a section by name, the section itself too, since its keys are lines."""
+    for name, field in model.model_fields.items():
+        inner = _models(field.annotation)
+        if not inner or "dict" in str(field.annotation):
+            yield prefix + name
+        for below in inner:
+            yield from lines(below, f"{prefix}{name}.")
+
+
+def test_every_line_of_the_contract_has_a_deny_test() -> None:
+    elsewhere = {"site", "coordinator_sha256", "budget.epsilon", "budget.delta"}
+    assert set(lines(Policy)) == {*REFUSED, *WITHHELD, *elsewhere}
+
+
+def test_noise_that_the_contract_asks_for_lets_the_message_go() -> None:
+    asked = policy(dp_required__memory=True, dp_required__weights=True)
+    assert send(asked, charges=BOTH).has_content()
+    assert code_of(lambda: send(asked, charges=BOTH[:1])) == "contract-dp-weights"
+    assert code_of(lambda: send(asked, charges=BOTH[1:])) == "contract-dp-memory"
+
+
+def test_a_run_s_name_is_no_pattern() -> None:
+    assert code_of(lambda: send(policy(runs=["tri.l"]))) == "contract-run"
+    assert code_of(lambda: send(policy(runs=["tria"]))) == "contract-run"
+    assert send(policy(runs=[RUN])).has_content()
+    assert send(policy(runs=["*"])).has_content()
+
+
+def test_the_contract_to_start_from_knows_every_message() -> None:
+    assert set(TENSORS) == {kind.name for kind in KINDS}
+    for kind in KINDS:
+        assert {name.split(".")[0] for name in TENSORS[kind.name]} == set(kind.reply_groups)
