@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jinja2 import Environment, StrictUndefined
 
@@ -74,8 +74,8 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
     allow_list.refuse_outsider(server, "server", str(args.server_certificate))
     found = {"url": args.url} | ({} if args.proxy is None else {"proxy": args.proxy})
     parse(found, Connection, Path("the command line"))
-    address = urlsplit(args.url)
-    if address.hostname not in hosts_of(args.server_certificate):
+    host, port = _address(args.url)
+    if host not in hosts_of(args.server_certificate):
         raise UserError(
             "kit-wrong-host",
             f"{args.url}: the coordinator's certificate is not for that host, but for "
@@ -86,8 +86,8 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
         "consortium": charter.consortium,
         "role": args.role,
         "url": args.url,
-        "host": address.hostname,
-        "port": address.port or 443,
+        "host": host,
+        "port": port,
         "proxy": args.proxy,
         "run": f'"{args.run}"',
         "expires": datetime.now(UTC).date() + timedelta(days=POLICY_DAYS),
@@ -96,3 +96,10 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
         "list_end": f"{allow_list.expires:%Y-%m-%d}",
         "charter_digest": spoken(charter.digest()),
     }
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of a coordinator's address, whose form has been checked."""
+    found = re.fullmatch(r"https://(.+?)(?::(\d+))?/?", url)
+    host, port = found.groups() if found else ("", None)
+    return host.strip("[]"), int(port or 443)

@@ -109,6 +109,8 @@ def test_a_kit_starts_a_site_that_made_its_own_keys(founded: Steps) -> None:
     founded.refused("kit-exists", "kit", *options, "--url", "https://hub.example", "--out", kit)
     founded.refused("kit-wrong-host", "kit", *options, "--url", "https://other.example", "--out", folder / "kit2")
     founded.refused("config-value", "kit", *options, "--url", "http://hub.example", "--out", folder / "kit2")
+    founded("kit", *options, "--url", "https://hub.example:8443/", "--out", folder / "kit3")
+    assert "`hub.example` port 8443" in (folder / "kit3" / "README.md").read_text()
 
 
 def test_a_request_is_certified_only_with_the_digest_that_was_read_out(steps: Steps) -> None:
