@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from momkd_fl.cli.consortium import free_port, provision
+from momkd_fl.cli.consortium import free_port, provision, write_site
 from momkd_fl.cli.main import main as momkd
 from momkd_fl.federation import state as states
 from momkd_fl.telemetry.logs import COORDINATOR_FIELDS, FIELDS
@@ -280,18 +280,8 @@ def mistakes(tmp_path_factory, new_consortium, party) -> Story:
     rogue, nowhere = root / "rogue", free_port()
     provision(rogue, "another consortium", ["birch"])
 
-    def other_root(raw: dict[str, Any]) -> None:
-        raw["tls"] = {
-            "ca": str(rogue / "root" / "ca.crt"),
-            "certificate": str(rogue / "birch" / "birch.crt"),
-            "private_key": str(rogue / "birch" / "birch.key"),
-        }
-        raw["consortium"] |= {
-            "charter": str(rogue / "consortium.json"),
-            "allow_list": str(rogue / "allow-list.json"),
-        }
-
-    consortium.edit_site("birch", other_root)
+    source = consortium.hospitals / "birch" / "site.yaml"
+    write_site(consortium.site_file("birch"), source, rogue, consortium.port, consortium.state("birch"))
     consortium.edit_site(
         "holly",
         lambda raw: raw["connection"].update(url=f"https://127.0.0.1:{nowhere}", give_up_after_s=3.0),
