@@ -56,7 +56,6 @@ SECTIONS = {
     ),
     "study-ablations": ("Ablations", "`make study ONLY=summary ARGS=ablations`: what each part is worth, on PR."),
     "study-crc": ("Real colorectal slides, as a study", "`make study ONLY=summary ARGS=crc`."),
-    "synthetic": ("Synthetic cohort", "`make bench ONLY=leave_one_site_out ARGS='--cohort demo --tasks PR'`."),
     "staleness": (
         "Staleness of the memory",
         "`make bench ONLY=staleness`: the synthetic cohort, twice from the same start for each of eight seeds. What "

@@ -103,7 +103,12 @@ class Coordinator:
             self._gather(set(self.config.members), self.config.rounds.gather_s)
             if self.stop.is_set():
                 return None
-            state, admitted = self._begin()
+            try:
+                state, admitted = self._begin()
+            except UserError:
+                if self.stop.is_set():  # whoever stopped the run asked no further site: none of them is at fault
+                    return None
+                raise
             states.save(self.checkpoint, state)
         layout = self._layout(state)
         state = run_rounds(state, self._course(state, layout, admitted))

@@ -188,6 +188,18 @@ def test_another_architecture_stops_that_site_before_round_1_with_the_field_s_na
     assert [record.states["ash"] for record in outcome.state.history] == ["trained"] * 3
 
 
+def test_a_stop_while_sites_are_greeted_is_a_stop_and_no_site_s_fault(in_process, stop) -> None:
+    consortium = in_process(THREE, rounds={**ROUNDS, "quorum": 3})
+    grid = consortium.grid()
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        stop.set()
+        return False
+
+    grid.answers = answers
+    assert run(consortium, grid, stop) is None
+
+
 def test_too_few_acceptable_sites_end_the_run_in_words(in_process, stop) -> None:
     consortium = in_process(THREE, rounds={**ROUNDS, "quorum": 3})
     cedar = consortium.participants["cedar"]
