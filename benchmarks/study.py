@@ -55,7 +55,8 @@ def _of_row(study: str, row: Row) -> Iterator[Figure]:
 
 def _name(study: str, one: Pair | Verdict) -> str:
     if isinstance(one, Verdict):
-        group, method, reference, ratio = ALL, one.target.method, one.target.reference, one.target.ratio
+        target = one.target
+        group, method, reference, ratio = target.group, target.method, target.reference, target.ratio
     else:
         group, method, reference, ratio = one.group, one.method, one.reference, one.what == "ratio"
     inside = "" if group == ALL else f".{group}"

@@ -101,6 +101,12 @@ class Target(Strict):
     ratio: bool = Field(False, description="Compare the ratio, not the difference.")
     tasks: list[str] | None = Field(None, description="Tasks it is asked of; none: all.")
     splits: list[SplitKind] | None = Field(None, description="Splits it is asked of; none: all.")
+    group: str = Field(
+        "all",
+        description="Patients it is asked of: 'all' held-out ones; another group of the results, such as "
+        "'sites_without_genomics'; or 'trainers_without_over_with', the gain at sites that train without genomics less "
+        "that at sites that train with it, on their validation patients.",
+    )
 
 
 class StudyPlan(Strict):

@@ -21,6 +21,8 @@ from momkd_fl.evaluation.results import Estimate
 
 Runs = Mapping[int, Scores]
 """One method's predictions by seed."""
+Pair = tuple[Runs, Runs]
+PairAreas = tuple[Mapping[int, Floats], Mapping[int, Floats]]
 SiteRuns = Mapping[int, Mapping[str, Sequence[Scores]]]
 """By seed and held-out site the predictions of one model, or of several, of which the median AUROC counts."""
 
@@ -74,7 +76,7 @@ def pooled_areas(runs: Runs, *, resamples: int = RESAMPLES, seed: int = 0) -> di
 def pooled_difference(
     first: Runs,
     second: Runs,
-    areas: tuple[Mapping[int, Floats], Mapping[int, Floats]],
+    areas: PairAreas,
     *,
     ratio: bool = False,
     class_minimum: int = 1,
@@ -96,6 +98,26 @@ def pooled_difference(
     if ratio:
         return percentile_interval(float(ours.mean() / theirs.mean()), means[0] / means[1])
     return percentile_interval(float((ours - theirs).mean()), means[0] - means[1])
+
+
+def gap_of_differences(first: tuple[Pair, PairAreas], second: tuple[Pair, PairAreas], *, seed: int = 0) -> Estimate:
+    """Mean over the runs of one group's difference less another group's, between the same two methods.
+
+    Each group is its (method's, reference's) predictions with their :func:`pooled_areas`. Runs in which a group lacks a
+    class are left out.
+    """
+    values, drawn = [], []
+    for run in first[0][0]:
+        four = [auroc(runs[run].labels, runs[run].probabilities) for group in (first, second) for runs in group[0]]
+        if None in four:
+            continue
+        ours, reference, theirs, baseline = np.array(four, np.float64)
+        values.append(ours - reference - (theirs - baseline))
+        drawn.append(first[1][0][run] - first[1][1][run] - (second[1][0][run] - second[1][1][run]))
+    if not values:
+        return Estimate.not_estimable("no run has patients of both classes in both groups")
+    shares = _seed_shares(len(values), len(drawn[0]), seed)
+    return percentile_interval(float(np.mean(values)), (shares * np.stack(drawn, axis=1)).sum(axis=1))
 
 
 def within_site_difference(

@@ -15,6 +15,7 @@ from momkd_fl.evaluation.hierarchical import Runs, SiteRuns, pooled_areas, poole
 from momkd_fl.evaluation.metrics import Floats, auroc
 from momkd_fl.evaluation.results import Estimate
 from momkd_fl.federation.study_cells import Cell
+from momkd_fl.federation.study_trainers import trainer_gains
 from momkd_fl.federation.study_work import cell_scores, is_finished, read_record
 
 ALL = "all"
@@ -83,11 +84,12 @@ class StudyResults:
 
 @dataclass
 class Block:
-    """The finished runs of one task and split: predictions of each method, by seed and held-out site."""
+    """The finished runs of one task and split: predictions and cells of each method, by seed."""
 
     task: str
     split: SplitKind
     runs: dict[str, dict[int, dict[str, Scores]]]
+    cells: dict[str, dict[int, Sequence[Cell]]]
     local: dict[int, dict[str, dict[str, Scores]]]
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -114,7 +116,7 @@ def read_blocks(plan: StudyPlan, cells: Sequence[Cell], out: Path) -> list[Block
         local = _local(cells, task, out)
         for split in plan.split_kinds:
             mine = [cell for cell in cells if cell.task == task and cell.split == split]
-            block = Block(task, split, {}, local)
+            block = Block(task, split, {}, {}, local)
             for method in dict.fromkeys(cell.method.name for cell in mine):
                 for seed in plan.seeds:
                     folds = [cell for cell in mine if cell.method.name == method and cell.seed == seed]
@@ -128,6 +130,7 @@ def read_blocks(plan: StudyPlan, cells: Sequence[Cell], out: Path) -> list[Block
 def _add(block: Block, method: str, seed: int, folds: Sequence[Cell], out: Path) -> None:
     read = [(cell, cell_scores(out, cell)) for cell in folds]
     block.runs.setdefault(method, {})[seed] = {site: scores for _, found in read for site, scores in found.items()}
+    block.cells.setdefault(method, {})[seed] = folds
     block.seconds.setdefault(method, []).extend(read_record(out, cell)["seconds"] for cell in folds)
     if folds[0].method.random_memory:
         parts = [cell_scores(out, cell, random_memory=True) for cell in folds]
@@ -165,6 +168,7 @@ def results_of(
             grouped = {name: block.pooled(name, inside, sites) for name in block.runs}
             rows += [_row(plan, block, group, name, runs) for name, runs in grouped.items() if runs]
             pairs += _pairs(plan, block, group, grouped)
+        pairs += _at_trainers(plan, block, out)
         verdicts += _verdicts(plan, block, pairs)
     return StudyResults(
         study=plan.name,
@@ -217,6 +221,16 @@ def _row(plan: StudyPlan, block: Block, group: str, method: str, runs: Runs) -> 
     )
 
 
+def _at_trainers(plan: StudyPlan, block: Block, out: Path) -> list[Pair]:
+    """What the targets compare, among the validation patients of sites that train without genomics, and with it."""
+    asked = dict.fromkeys((target.method, target.reference) for target in plan.targets if not target.ratio)
+    gains = trainer_gains(block.cells, out, asked, resamples=plan.resamples)
+    return [
+        Pair(block.task, block.split, one.group, one.method, one.reference, "difference", one.seeds, one.estimate)
+        for one in gains
+    ]
+
+
 def _pairs(plan: StudyPlan, block: Block, group: str, runs: Mapping[str, Runs]) -> list[Pair]:
     """Every method against every reference, and what the targets ask for."""
     asked = [(name, reference, False) for reference in plan.references for name in runs if name != reference]
@@ -266,7 +280,7 @@ def _verdicts(plan: StudyPlan, block: Block, pairs: Sequence[Pair]) -> list[Verd
             estimate, where = _against_local(plan, block, target)
         else:
             where, what = None, "ratio" if target.ratio else "difference"
-            wanted = (block.task, block.split, ALL, target.method, target.reference, what)
+            wanted = (block.task, block.split, target.group, target.method, target.reference, what)
             known = [p for p in pairs if (p.task, p.split, p.group, p.method, p.reference, p.what) == wanted]
             estimate = known[0].estimate if known else Estimate.not_estimable("no seed has finished")
         holds = None if estimate.value is None else estimate.value >= target.at_least

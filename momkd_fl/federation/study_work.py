@@ -86,6 +86,11 @@ def cell_scores(out: Path, cell: Cell, *, random_memory: bool = False) -> dict[s
     return {site: read_predictions(folder / f"{site}.csv", site) for site in cell.tested}
 
 
+def validation_scores(out: Path, cell: Cell, site: str) -> Scores:
+    """The selected model's predictions for a training site's validation patients."""
+    return read_predictions(cell_folder(out, cell) / "validation" / f"{site}.csv", site)
+
+
 def run_cell(cell: Cell, files: Mapping[str, Path], library: Library, out: Path) -> Failure | None:
     """Train a cell and keep its results; a failure is noted beside them and returned."""
     work = out / "work" / str(os.getpid())
