@@ -230,6 +230,11 @@ class FederationConfig(Strict):
     class_names: list[str] | None = Field(
         None, description="What the classes mean, class 0 first (e.g. [PR negative, PR positive]); compared with sites."
     )
+    rule_out: bool = Field(
+        False,
+        description="Whether a low score may spare a patient a test; the report then shows sensitivity, NPV and the "
+        "share spared. ODX tasks show it in any case.",
+    )
     encoder: Encoder
     fingerprint: Compared = Field(default_factory=lambda: Compared())
     model: Model = Field(default_factory=lambda: Model())

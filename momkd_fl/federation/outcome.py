@@ -17,7 +17,7 @@ import numpy as np
 import momkd_fl
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.calibration import calibrate, calibrated_threshold
-from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out
+from momkd_fl.evaluation.comparison import Models, Scores, differences, held_out, matrix
 from momkd_fl.evaluation.curves import binned_roc_curve
 from momkd_fl.evaluation.intervals import auroc_interval
 from momkd_fl.evaluation.metrics import ScoreHistogram
@@ -95,6 +95,7 @@ def results_of(config: FederationConfig, outcome: Outcome, where: Circumstances)
         protection=_protection(config, outcome, where.origin),
         failures=[Failure(code, site=site, recovered=False) for site, code in outcome.failures] + _lost(outcome),
         differing=list(outcome.differing),
+        rule_out=[task] if config.rule_out else [],
     )
     binned = binned_scores(outcome)
     scored = compared(results, config, binned)
@@ -129,6 +130,7 @@ def compared(
         differences=differences({task: scores}, [pair for pair in PAIRS if set(pair) <= set(scores)], seed=seed),
         operating=_operating(task, calibrated.get("federated"), chosen.threshold, seed),
         local_models=_local_models(task, scores, local),
+        matrix=_matrix(task, scores, local, seed),
     )
     renewed = with_curves(renewed, {task: calibrated})
     return with_transfer(renewed, one, task=task, seed=seed) if isinstance(one, Scores) else renewed
@@ -277,6 +279,19 @@ def _local_models(task: str, found: Mapping[Method, Models], sites: Sequence[str
         return {}
     pairs = zip(sites, models, strict=False)
     return {task: {site: auroc_interval(model.labels, model.probabilities) for site, model in pairs}}
+
+
+def _matrix(
+    task: str, found: Mapping[Method, Models], sites: Sequence[str], seed: int
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Every site's own model, and the federated one, at every held-out site; nothing without local models."""
+    models, federated = found.get("local_median"), found.get("federated")
+    if models is None or isinstance(models, Scores):
+        return {}
+    by_site = dict(zip(sites, models, strict=False))
+    if isinstance(federated, Scores):
+        by_site["federated"] = federated
+    return {task: matrix(by_site, seed=seed)}
 
 
 def _binned_curves(task: str, outcome: Outcome) -> list[Curve]:

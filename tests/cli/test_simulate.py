@@ -27,6 +27,8 @@ def test_a_simulation_with_its_comparators(files, capsys) -> None:
         "random_memory",
     }
     assert len(results.local_models["PR"]) == 2
+    assert set(results.matrix["PR"]) == {*results.local_models["PR"], "federated"}
+    assert all(set(row) == {"holly"} for row in results.matrix["PR"].values())
     assert [(one.patients, one.site) for one in results.transfer] == [("validation", None), ("held_out", None)]
     assert {"calibration", "calibration_raw", "decision"} <= {curve.kind for curve in results.curves}
     raw = json.loads((files.output / "results.json").read_text("utf-8"))

@@ -77,6 +77,13 @@ def test_with_the_patients_own_predictions_the_results_hold_the_exact_figure(end
     assert found.held_out["federated"]["PR"].pooled.value == pytest.approx(exact)
 
 
+def test_a_federation_says_whether_a_low_score_may_spare_a_test(ended) -> None:
+    consortium, outcome = ended
+    assert results_of(consortium.config, outcome, WHERE).rule_out == []
+    sparing = consortium.config.model_copy(update={"rule_out": True})
+    assert results_of(sparing, outcome, WHERE).rule_out == ["PR"]
+
+
 def test_a_site_with_few_patients_of_a_class_gets_no_figure_of_its_own(ended) -> None:
     consortium, outcome = ended
     table = own_predictions(consortium, "holly")
