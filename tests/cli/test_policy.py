@@ -17,6 +17,11 @@ from momkd_fl.federation.dry_run import settings_for
 from momkd_fl.security.detached import signature_path
 
 
+def signing_key(files: Any) -> Path:
+    """The key that the site's certificate names."""
+    return Path(files.keys / "ash" / "ash.sign.key")
+
+
 @pytest.fixture
 def site(files: Any) -> Path:
     """A site of the consortium that has no contract yet."""
@@ -24,7 +29,7 @@ def site(files: Any) -> Path:
     raw = yaml.safe_load(files.site("ash").read_text())
     raw["egress"] = {
         "policy": str(folder / "policy.yaml"),
-        "signing_key": str(folder / "ash.sign.key"),
+        "signing_key": str(signing_key(files)),
         "ledger": str(folder / "ledger.jsonl"),
         "odometer": str(folder / "odometer.jsonl"),
         "publications": str(folder / "publications.json"),
@@ -46,8 +51,6 @@ def test_write_explain_sign_check(files: Any, site: Path, capsys: pytest.Capture
     made = {path.name for path in folder.iterdir()}
     assert made == {
         "policy.yaml",
-        "ash.sign.key",
-        "ash.sign.pub",
         "ledger.jsonl",
         "odometer.jsonl",
         "publications.json",
@@ -58,7 +61,7 @@ def test_write_explain_sign_check(files: Any, site: Path, capsys: pytest.Capture
     told = capsys.readouterr()
     assert "WITHOUT noise" in told.out
     assert "not signed" in told.err
-    assert main.main(["policy", "sign", str(folder / "policy.yaml"), "--key", str(folder / "ash.sign.key")]) == 0
+    assert main.main(["policy", "sign", str(folder / "policy.yaml"), "--key", str(signing_key(files))]) == 0
     assert main.main(["check", "--site", str(site), "--quick", "--offline"]) < 2
     assert "The contract allows it" in capsys.readouterr().out
     assert write(files, site) == 2, "a contract is not overwritten"
@@ -68,7 +71,7 @@ def test_write_explain_sign_check(files: Any, site: Path, capsys: pytest.Capture
 def test_an_edited_contract_is_refused(files: Any, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = files.root / "egress" / "policy.yaml"
     write(files, site)
-    main.main(["policy", "sign", str(policy), "--key", str(files.root / "egress" / "ash.sign.key")])
+    main.main(["policy", "sign", str(policy), "--key", str(signing_key(files))])
     policy.write_text(policy.read_text().replace("epsilon: 8.0", "epsilon: 80.0"))
     assert "80" in policy.read_text()
     assert client.main(["--site", str(site)]) == 2
@@ -124,7 +127,7 @@ def test_under_a_narrow_contract_a_dry_run_says_what_is_stopped(
     raw = yaml.safe_load(policy.read_text())
     del raw["messages"]["train"]["tensors"]["update.genomics"]
     policy.write_text(yaml.safe_dump(raw))
-    main.main(["policy", "sign", str(policy), "--key", str(folder / "ash.sign.key")])
+    main.main(["policy", "sign", str(policy), "--key", str(signing_key(files))])
     assert signature_path(policy).exists()
     asked = ["--site", str(files.site("ash")), "--dry-run", "--federation", str(files.federation)]
     assert client.main([*asked, "--out", str(tmp_path / "out")]) == 1
