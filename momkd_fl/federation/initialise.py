@@ -23,6 +23,7 @@ from momkd_fl.federation.memory_bank import move_slots
 from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, InitialiseReply, Parcel, expect_shapes
 from momkd_fl.federation.private_plan import anchors_release, least_counts, private_plan
 from momkd_fl.federation.state import ServerState
+from momkd_fl.model.memory import SPACE
 
 Flat = dict[str, NDArray[np.float64]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,6 +86,13 @@ class Start:
             arrays=arrays,
         )
 
+    def tell_space(self, space: Mapping[str, NDArray[np.float32]]) -> None:
+        """Send the genomic space; sums of the classes' genomes go only where genomes are trained on."""
+        placed = {name: space[name] for name in SPACE}
+        for sites, arrays in ((set(self.genomic), dict(space)), (set(self.trainers) - set(self.genomic), placed)):
+            if sites:
+                self.tell(sites, {"space": arrays})
+
 
 def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
     """The memory and the genomic space of round 0, by sums over the sites."""
@@ -102,7 +110,7 @@ def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> 
                 anchors, moved, classes = place_anchors(start, dim)
                 if start.config.losses.soft_labels:
                     state = state.after(space={**state.space, **classes})
-                    start.tell(start.trainers, {"space": state.space})
+                    start.tell(start.genomic, {"space": state.space})
             state = state.after(memory={**state.memory, "anchors": anchors}, released={"anchors": moved})
     from_sums = memory.mode != "gradient" and memory.source != "random"
     if "slots" in state.memory and from_sums and not private and start.config.privacy.share == "all":

@@ -16,6 +16,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation import state as states
 from momkd_fl.federation.comparators import Shelf
 from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.plan import PLAN_FILE
 from momkd_fl.federation.rounds import learning_rate_share
 from momkd_fl.federation.site_statistics import genomes
 from momkd_fl.federation.student import layout_of, shape_of
@@ -167,6 +168,8 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
         np.testing.assert_allclose(ends[1.0].space["class_counts"], np.bincount(labels, minlength=2), atol=1e-4)
         assert work.teacher is not None
         assert len(work.teacher) == len(rows)
+        elsewhere = consortium.participants["birch"]._ready(ends[1.0].run).space
+        assert set(elsewhere) == {"mean", "scale", "axes", "sd"}, "class sums go where genomes are trained on"
         kept, _ = checkpoint.load(consortium.config.output_dir / "model.safetensors")
         assert not [name for name in kept if "class_" in name], "counts of patients are no part of a model"
 
@@ -175,3 +178,27 @@ def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
     config = in_process(MEMBERS, training={"learning_rate_end": 0.2}, rounds={"count": 5, "quorum": 2}).config
     shares = [learning_rate_share(number, 5, config) for number in range(1, 6)]
     np.testing.assert_allclose(shares, [1.0, 0.8828427, 0.6, 0.3171573, 0.2], atol=1e-6)
+
+
+def test_a_site_that_lost_its_state_is_told_the_class_sums_again_and_no_one_else_is(in_process: Any) -> None:
+    consortium = in_process(
+        {**MEMBERS, "holly": "evaluate"},
+        losses={"soft_labels": 1.0},
+        rounds={"count": 2, "quorum": 2, "deadline_s": 5.0},
+    )
+    grid, ash, lost = consortium.grid(), consortium.participants["ash"], list[None]()
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("train", 2, "ash") and not lost:
+            ash._plan = ash._work = None
+            lost.append((ash.state_dir / PLAN_FILE).unlink())
+        return True
+
+    grid.answers = answers
+    run = Coordinator(consortium.config, grid, unwatched(consortium.config), threading.Event(), lambda: {}).run()
+    assert run is not None
+    spaces = {site: set(each._ready(run.state.run).space) for site, each in consortium.participants.items()}
+    assert {site: "class_sums" in names for site, names in spaces.items()} == {
+        "ash": True, "birch": False, "holly": False,
+    }  # fmt: skip
+    assert lost
