@@ -137,6 +137,17 @@ class Losses(Strict):
         0.0, ge=0, description="Distillation of a local teacher's logits, out of fold, that knows genomics alone."
     )
     logits_temperature: float = Field(2.0, gt=0, description="Temperature of both sides of that distillation.")
+    soft_labels: Share = Field(
+        0.0,
+        description="Share of the label that, for a patient with genomics, a genomic teacher's class probabilities "
+        "replace. The teacher follows from the sums that place the anchors, without the patient itself.",
+    )
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Losses:
+        if self.logits and self.soft_labels:
+            raise ValueError("losses.logits and losses.soft_labels are two teachers; set one of them to 0")
+        return self
 
 
 class Training(Strict):

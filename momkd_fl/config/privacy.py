@@ -104,6 +104,10 @@ def breaks_privacy(config: FederationConfig) -> Iterator[tuple[bool, str]]:
             "With privacy, use 'slide' or 'none'",
         )
         yield (
+            config.losses.soft_labels > 0,
+            "losses.soft_labels sends exact class sums of genomes to the sites; set it to 0 with privacy",
+        )
+        yield (
             config.genes.panel == "learnt",
             "genes.panel: learnt sends exact sums over labels; name a panel, or use 'shared'",
         )

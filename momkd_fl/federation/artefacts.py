@@ -128,6 +128,8 @@ def _training(config: FederationConfig, plan: PrivatePlan) -> list[Artefact]:
         count = plan.releases.get("anchors")
         depends = memory.source == "genomics"
         found.append(Artefact("genomic anchors", depends, plan.charge("anchors", count) if count else None))
+        if depends and config.losses.soft_labels:
+            found.append(Artefact("class sums of genomes, back to the sites", True))
     if memory.mode != "gradient" and config.model.architecture == "momkd":
         public = noisy or privacy.share == "memory" or memory.source == "random"
         found.append(Artefact("slots at the start", not public))

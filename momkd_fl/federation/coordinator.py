@@ -254,7 +254,8 @@ class Coordinator:
         hellos = self._greet(state.run, known, state.members)
         planned = self._plan(state, hellos)
         if planned and state.space:
-            Start(self.config, self.grid, state.run, planned, ()).tell(planned, {"space": state.space})
+            genomic = {site for site in planned if hellos[site].role == "train" and hellos[site].genomics}
+            Start(self.config, self.grid, state.run, planned, genomic).tell_space(state.space)
         for site in planned:
             state.members[site] = hellos[site].model_dump()
             self.watch.site(site, "online")

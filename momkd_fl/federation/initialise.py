@@ -23,6 +23,7 @@ from momkd_fl.federation.memory_bank import move_slots
 from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, InitialiseReply, Parcel, expect_shapes
 from momkd_fl.federation.private_plan import anchors_release, least_counts, private_plan
 from momkd_fl.federation.state import ServerState
+from momkd_fl.model.memory import SPACE
 
 Flat = dict[str, NDArray[np.float64]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,6 +86,13 @@ class Start:
             arrays=arrays,
         )
 
+    def tell_space(self, space: Mapping[str, NDArray[np.float32]]) -> None:
+        """Send the genomic space; sums of the classes' genomes go only where genomes are trained on."""
+        placed = {name: space[name] for name in SPACE}
+        for sites, arrays in ((set(self.genomic), dict(space)), (set(self.trainers) - set(self.genomic), placed)):
+            if sites:
+                self.tell(sites, {"space": arrays})
+
 
 def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
     """The memory and the genomic space of round 0, by sums over the sites."""
@@ -99,7 +107,10 @@ def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> 
             dim = state.space["axes"].shape[0]
             anchors, moved = first_anchors(start.config, dim), np.zeros((start.config.classes, memory.slots), bool)
             if memory.source == "genomics":
-                anchors, moved = place_anchors(start, dim)
+                anchors, moved, classes = place_anchors(start, dim)
+                if start.config.losses.soft_labels:
+                    state = state.after(space={**state.space, **classes})
+                    start.tell(start.genomic, {"space": state.space})
             state = state.after(memory={**state.memory, "anchors": anchors}, released={"anchors": moved})
     from_sums = memory.mode != "gradient" and memory.source != "random"
     if "slots" in state.memory and from_sums and not private and start.config.privacy.share == "all":
@@ -133,8 +144,13 @@ def first_anchors(config: FederationConfig, dim: int) -> NDArray[np.float32]:
     return spread_directions(config.classes, config.memory.slots, dim, config.seed)
 
 
-def place_anchors(start: Start, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def place_anchors(
+    start: Start, dim: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, NDArray[np.float32]]]:
     """Genomic anchors (C, K, A) by spherical k-means within each class, over sums; and which ever moved, (C, K).
+
+    Last come the sums over the slots of each class, ``class_sums`` (C, A) and ``class_counts`` (C,): those of its
+    patients, since a patient's shares of the slots sum to 1.
 
     With private memory every iteration is a release: an anchor moves where its noisy count passes the threshold.
     """
@@ -152,7 +168,8 @@ def place_anchors(start: Start, dim: int) -> tuple[NDArray[np.float32], NDArray[
         seen = (total["counts.genomics"][..., None] >= least) & (length > 1e-9)
         moved |= seen[..., 0]
         anchors = np.where(seen, total["sums.genomics"] / np.maximum(length, 1e-9), anchors).astype(np.float32)
-    return anchors, moved
+    classes = {"class_sums": total["sums.genomics"].sum(axis=1), "class_counts": total["counts.genomics"].sum(axis=1)}
+    return anchors, moved, {name: value.astype(np.float32) for name, value in classes.items()}
 
 
 def public_space(start: Start, panel: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -11,6 +11,7 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.messages import Arrays as MessageArrays
 from momkd_fl.federation.state import Arrays
+from momkd_fl.model.memory import SPACE
 from momkd_fl.training import checkpoint
 
 PLAN_FILE = "plan.safetensors"
@@ -45,9 +46,12 @@ def save_plan(folder: Path, plan: SitePlan) -> None:
 def save_model(
     path: Path, plan: SitePlan, arrays: MessageArrays, threshold: float | None, calibration: list[float] | None
 ) -> None:
-    """The selected weights and memory (groups of arrays) with all that gives them meaning, as one file."""
+    """The selected weights and memory (groups of arrays) with all that gives them meaning, as one file.
+
+    Sums that a teacher was made of are no part of it: only training needs them.
+    """
     tensors = {f"{group}/{name}": value for group, members in arrays.items() for name, value in members.items()}
-    tensors |= {f"space/{name}": value for name, value in plan.space.items()}
+    tensors |= {f"space/{name}": value for name, value in plan.space.items() if name in SPACE}
     frozen = {"threshold": threshold, "calibration": calibration}
     checkpoint.save(path, tensors, {**_meta(plan), **frozen})
 

@@ -28,7 +28,7 @@ from momkd_fl.training.loop import Model, Prediction, TrainReport, TrainSettings
 from momkd_fl.training.precision import Precision, choose_precision
 from momkd_fl.training.resident import DeviceCache, device_cache
 from momkd_fl.training.sampling import Packer
-from momkd_fl.training.teacher import out_of_fold_logits
+from momkd_fl.training.teacher import leave_one_out_logits, out_of_fold_logits
 
 
 @dataclass
@@ -144,16 +144,21 @@ class Work:
         return update
 
     def _teacher(self, packer: Packer, patients: list[Patient]) -> dict[Hashable, NDArray[np.float32]] | None:
-        """Out-of-fold logits of the patients with genomics, made once a run; None where no loss asks for them."""
+        """A teacher's logits of the patients with genomics, made once a run; None where no loss asks for them."""
         space = Memory.from_arrays({}, self.space).space
-        if not self.config.losses.logits or space is None or not self.genomic:
+        soft = self.config.losses.soft_labels > 0 and "class_sums" in self.space
+        if space is None or not self.genomic or not (soft or self.config.losses.logits):
             return None
         if self.teacher is None:
             found = [(patient, packer.genes(patient)) for patient in patients]
             known = [(patient, z) for patient, z in found if z is not None]
-            coordinates = space.coordinates(torch.from_numpy(np.stack([z for _, z in known])))
+            z = torch.from_numpy(np.stack([z for _, z in known]))
             labels = torch.tensor([patient.label for patient, _ in known])
-            logits = out_of_fold_logits(coordinates, labels, self.config.classes, self.config.seed)
+            if soft:
+                sums, counts = (np.asarray(self.space[name], np.float64) for name in ("class_sums", "class_counts"))
+                logits = leave_one_out_logits(space.embed(z).double().numpy(), labels.numpy(), sums, counts)
+            else:
+                logits = out_of_fold_logits(space.coordinates(z), labels, self.config.classes, self.config.seed)
             self.teacher = dict(zip((patient.key for patient, _ in known), logits, strict=True))
         return self.teacher
 
@@ -201,4 +206,5 @@ def _loss_weights(config: FederationConfig) -> LossWeights:
         batch_distance=losses.batch_distance,
         logits=losses.logits,
         logits_temperature=losses.logits_temperature,
+        soft_labels=losses.soft_labels,
     )

@@ -79,6 +79,17 @@ def taught(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return -(temperature**2) * (target * torch.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
 
 
+def softened_classification(logits: Tensor, labels: Tensor, teacher: Tensor, rows: Tensor, share: float) -> Tensor:
+    """Cross-entropy of logits (B, C), mean over patients; ``rows`` learn (1 - share) label + share softmax(teacher).
+
+    The teacher's logits (B, C) are read at ``rows`` (M,) alone; every other patient keeps its label whole.
+    """
+    target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    taught_by = torch.softmax(teacher[rows].detach().to(logits.dtype), dim=1)
+    softened = torch.lerp(target[rows], taught_by, share)
+    return F.cross_entropy(logits, target.index_copy(0, rows, softened))
+
+
 def reconstruction(rebuilt: Tensor, z: Tensor) -> Tensor:
     """MSE between the panel's z-scores (B, G) and their reconstruction."""
     return F.mse_loss(rebuilt, z)

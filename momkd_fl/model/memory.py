@@ -17,6 +17,8 @@ SMOOTHNESS = 5.0
 GENE_NORM_PER_SQRT_GENE = 1.5
 """A patient's z-scores are clipped to the norm 1.5 sqrt(G): one patient's influence on any sum is bounded."""
 AXIS_LIMIT = 3.0
+SPACE = ("mean", "scale", "axes", "sd")
+"""Arrays that place a genome; what else a run fixed at its start travels beside them."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Memory:
         return cls(
             slots=tensor(memory["slots"]) if "slots" in memory else None,
             anchors=tensor(memory["anchors"]) if "anchors" in memory else None,
-            space=GenomicSpace(**{name: tensor(value) for name, value in space.items()}) if "axes" in space else None,
+            space=GenomicSpace(**{name: tensor(space[name]) for name in SPACE}) if "axes" in space else None,
         )
 
     def to(self, device: torch.device) -> Memory:

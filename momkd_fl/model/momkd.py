@@ -49,7 +49,8 @@ class LossWeights:
     """Weights of the terms; METHOD section 4's are the defaults.
 
     ``match_labels``, ``batch`` and ``logits`` are what the method is compared with: matching by class alone,
-    batch-local alignment, and a teacher's logits.
+    batch-local alignment, and a teacher's logits. ``soft_labels`` is the share of the label that a teacher's class
+    probabilities replace where there is genomics.
     """
 
     classification: float = 0.5
@@ -65,6 +66,7 @@ class LossWeights:
     batch_distance: Literal["cosine", "mse"] = "cosine"
     logits: float = 0.0
     logits_temperature: float = 2.0
+    soft_labels: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,16 @@ class Student(nn.Module):
         self, output: Output, batch: PackedBags, memory: Memory, weights: LossWeights
     ) -> dict[str, Tensor]:
         """Weighted classification and slot matching; patients without genomics have no part in the second."""
-        terms = {"classification": weights.classification * F.cross_entropy(output.logits, batch.labels)}
-        if batch.genes is None or not len(batch.gene_rows):
-            return terms
         rows = batch.gene_rows
+        if weights.soft_labels and batch.teacher is not None:
+            classified = losses.softened_classification(
+                output.logits, batch.labels, batch.teacher, rows, weights.soft_labels
+            )
+        else:
+            classified = F.cross_entropy(output.logits, batch.labels)
+        terms = {"classification": weights.classification * classified}
+        if batch.genes is None or not len(rows):
+            return terms
         share = len(rows) / batch.patients
         if output.anchor is not None and memory.anchors is not None and memory.space is not None:
             student, genome = output.anchor[rows], memory.space.embed(batch.genes[rows])

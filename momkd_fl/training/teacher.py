@@ -1,4 +1,8 @@
-"""A site's own teacher, for comparison: a linear classifier on genomics whose logits the student is drawn to."""
+"""Teachers that know genomics alone, and never the patient they speak of.
+
+The federation's follows from class sums in the fixed genomic space, which the anchors' placement adds up already; a
+site takes its own patient out of them. The site's own, for comparison, is a linear classifier, out of fold.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,39 @@ from torch.nn import functional as F
 FOLDS = 5
 PENALTY = 1.0
 """L2 penalty, in units of one patient's loss."""
+VARIANCE_FLOOR = 0.1
+"""Least variance within classes along any direction, as a share of the whole variance 1/A."""
+
+
+def leave_one_out_logits(
+    embedded: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    class_sums: NDArray[np.float64],
+    class_counts: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Logits (n, C) of linear discriminants, each patient taken out of its class's sum and count first.
+
+    The space is whitened and its vectors have length 1, so that the whole covariance is taken as I/A. With class means
+    mu_c, shares pi_c and m = sum pi_c mu_c, the covariance within classes is W = I/A - sum pi_c (mu_c - m)(mu_c - m)^T
+    and logit_c = mu_c^T W^-1 (g - mu_c / 2). Classes count alike, as the sampler of bags has it.
+
+    Parameters
+    ----------
+    embedded : (n, A) unit vectors of patients, all of whom are in the sums
+    labels : (n,) class
+    class_sums, class_counts : (C, A) and (C,) over all genomic sites
+    """
+    dim = embedded.shape[1]
+    own = np.eye(len(class_sums))[labels]
+    counts = np.maximum(class_counts - own, 1.0)
+    means = (class_sums - own[..., None] * embedded[:, None, :]) / counts[..., None]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    between = (means - np.einsum("nc,nca->na", shares, means)[:, None, :]) * np.sqrt(shares)[..., None]
+    _, spread, directions = np.linalg.svd(between, full_matrices=False)
+    within = np.maximum(1.0 / dim - spread**2, VARIANCE_FLOOR / dim)
+    apart = np.einsum("nca,nra->ncr", means, directions) * (1.0 / within - dim)[:, None, :]
+    weights = dim * means + np.einsum("ncr,nra->nca", apart, directions)
+    return np.asarray(np.einsum("nca,nca->nc", weights, embedded[:, None, :] - means / 2), np.float32)
 
 
 def out_of_fold_logits(coordinates: Tensor, labels: Tensor, classes: int, seed: int) -> NDArray[np.float32]:

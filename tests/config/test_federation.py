@@ -85,6 +85,7 @@ PRIVATE: dict[str, Any] = {
         ({"model": {"memory_dim": 65}}, "at most 64"),
         ({"training": {"standardise": "site"}}, "standardise: site"),
         ({"genes": {"panel": "learnt"}}, "learnt"),
+        ({"losses": {"soft_labels": 0.5}}, "losses.soft_labels"),
         ({"rounds": {"patience": 3}}, "rounds.patience"),
         ({"privacy": {"memory": "local"}}, "privacy.epsilon is missing"),
         ({"privacy": {"memory": "local", "epsilon": 8, "memory_epsilon": 4}}, "memory_epsilon"),
@@ -109,6 +110,11 @@ def test_what_would_break_a_guarantee_is_refused_with_a_sentence(changes: dict[s
     with pytest.raises(UserError) as problem:
         parse(federation(**{**PRIVATE, **changes}), FederationConfig, FILE)
     assert said in problem.value.sentence
+
+
+def test_one_teacher_at_a_time() -> None:
+    with pytest.raises(UserError, match="two teachers"):
+        parse(federation(losses={"logits": 0.5, "soft_labels": 0.5}), FederationConfig, FILE)
 
 
 def test_private_runs_measure_nothing_unless_they_are_told_to() -> None:

@@ -16,9 +16,13 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation import state as states
 from momkd_fl.federation.comparators import Shelf
 from momkd_fl.federation.coordinator import Coordinator
+from momkd_fl.federation.plan import PLAN_FILE
 from momkd_fl.federation.rounds import learning_rate_share
+from momkd_fl.federation.site_statistics import genomes
 from momkd_fl.federation.student import layout_of, shape_of
 from momkd_fl.federation.watch import unwatched
+from momkd_fl.model.memory import Memory
+from momkd_fl.training import checkpoint
 
 MEMBERS = {"ash": "train", "birch": "train"}
 MODES, GENOMICS, ASSIGNMENTS = (
@@ -135,7 +139,66 @@ def test_what_the_method_is_compared_with_trains_its_own_loss(in_process: Any, s
         np.testing.assert_allclose(every @ every.T, np.eye(4), atol=1e-5)
 
 
+@pytest.mark.parametrize("memory", [{}, {"genomics": False}, {"source": "random"}])
+def test_soft_labels_come_of_the_sums_that_place_the_anchors(
+    in_process: Any, shelf: Shelf, memory: dict[str, Any]
+) -> None:
+    ends = {}
+    for share in (0.0, 1.0):
+        consortium = in_process(
+            MEMBERS,
+            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, **memory},
+            losses={"soft_labels": share},
+            rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
+        )
+        _, ends[share], told = one_round(consortium, shelf)
+        assert all(set(content["memory"]) <= {"slots", "anchors"} for content in told)
+    changed = not np.array_equal(ends[0.0].weights["histology"], ends[1.0].weights["histology"])
+    assert changed is (memory == {}), "without anchors of genomes there is no teacher"
+    assert "class_sums" not in ends[0.0].space
+    if memory == {}:
+        work = consortium.participants["ash"]._ready(ends[1.0].run)
+        patients = work.cohort.labelled("train")
+        embedded, rows = genomes(Memory.from_arrays({}, ends[1.0].space), work.packer, patients)
+        labels = np.array([patients[row].label for row in rows])
+        for label in range(2):  # birch has no genomics
+            np.testing.assert_allclose(
+                ends[1.0].space["class_sums"][label], embedded[labels == label].sum(axis=0), atol=1e-4
+            )
+        np.testing.assert_allclose(ends[1.0].space["class_counts"], np.bincount(labels, minlength=2), atol=1e-4)
+        assert work.teacher is not None
+        assert len(work.teacher) == len(rows)
+        elsewhere = consortium.participants["birch"]._ready(ends[1.0].run).space
+        assert set(elsewhere) == {"mean", "scale", "axes", "sd"}, "class sums go where genomes are trained on"
+        kept, _ = checkpoint.load(consortium.config.output_dir / "model.safetensors")
+        assert not [name for name in kept if "class_" in name], "counts of patients are no part of a model"
+
+
 def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
     config = in_process(MEMBERS, training={"learning_rate_end": 0.2}, rounds={"count": 5, "quorum": 2}).config
     shares = [learning_rate_share(number, 5, config) for number in range(1, 6)]
     np.testing.assert_allclose(shares, [1.0, 0.8828427, 0.6, 0.3171573, 0.2], atol=1e-6)
+
+
+def test_a_site_that_lost_its_state_is_told_the_class_sums_again_and_no_one_else_is(in_process: Any) -> None:
+    consortium = in_process(
+        {**MEMBERS, "holly": "evaluate"},
+        losses={"soft_labels": 1.0},
+        rounds={"count": 2, "quorum": 2, "deadline_s": 5.0},
+    )
+    grid, ash, lost = consortium.grid(), consortium.participants["ash"], list[None]()
+
+    def answers(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("train", 2, "ash") and not lost:
+            ash._plan = ash._work = None
+            lost.append((ash.state_dir / PLAN_FILE).unlink())
+        return True
+
+    grid.answers = answers
+    run = Coordinator(consortium.config, grid, unwatched(consortium.config), threading.Event(), lambda: {}).run()
+    assert run is not None
+    spaces = {site: set(each._ready(run.state.run).space) for site, each in consortium.participants.items()}
+    assert {site: "class_sums" in names for site, names in spaces.items()} == {
+        "ash": True, "birch": False, "holly": False,
+    }  # fmt: skip
+    assert lost

@@ -99,6 +99,28 @@ def test_taught_is_least_at_the_teacher_s_own_logits() -> None:
     assert losses.taught(-teacher, teacher, 2.0) > losses.taught(teacher, teacher, 2.0)
 
 
+def test_softened_classification_is_the_sum_of_its_plain_terms() -> None:
+    logits, teacher, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    rows, share = torch.tensor([1, 3]), 0.7
+    expected = 0.0
+    for patient in range(4):
+        log_p = logits[patient] - logits[patient].exp().sum().log()
+        hard = -log_p[labels[patient]]
+        soft = -(teacher[patient].exp() / teacher[patient].exp().sum() * log_p).sum()
+        expected += float((1 - share) * hard + share * soft if patient in rows else hard) / 4
+    assert float(losses.softened_classification(logits, labels, teacher, rows, share)) == pytest.approx(expected)
+    nobody = losses.softened_classification(logits, labels, teacher, rows[:0], 1.0)
+    torch.testing.assert_close(nobody, F.cross_entropy(logits, labels))
+
+
+def test_a_label_that_is_replaced_whole_is_not_read() -> None:
+    logits, teacher, rows = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([1])
+    one, two = (
+        losses.softened_classification(logits, torch.tensor([0, label]), teacher, rows, 1.0) for label in (0, 1)
+    )
+    torch.testing.assert_close(one, two)
+
+
 def test_distances_of_unit_vectors_agree() -> None:
     one, two = (F.normalize(torch.randn(5, 6), dim=1) for _ in range(2))
     torch.testing.assert_close(losses.squared_distance(one, two), 2 * losses.cosine_distance(one, two))

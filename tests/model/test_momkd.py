@@ -145,6 +145,25 @@ def test_genes_reach_histology_through_the_matching_target_alone(
     assert not same(*(histology_gradients(model, each, memory, match=0.5) for each in (batch, other)))
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_soft_labels_reach_what_labels_reach_and_never_the_teacher(
+    make_shape: Shape, make_pack: Pack, make_memory: MakeMemory, group: str
+) -> None:
+    model = build(make_shape(memory_mode="anchors", anchor_dim=5, dropout=0.0), 0)
+    assert isinstance(model, MoMKD)
+    memory, batch = make_memory(), make_pack(labels=(1, 1, 1, 1))
+    assert memory.slots is not None
+    teacher = torch.randn(4, 2, requires_grad=True)
+    batch = dataclasses.replace(batch, teacher=teacher)
+    output = model(batch, memory)
+    hard, soft = (
+        model.loss(output, batch, memory, LossWeights(soft_labels=share))["classification"] for share in (0.0, 1.0)
+    )
+    assert not torch.equal(hard, soft)
+    assert (group in reached(soft, model, memory.slots.requires_grad_())) == (group in REACHES["classification"])
+    assert torch.autograd.grad(soft, teacher, allow_unused=True, retain_graph=True)[0] is None
+
+
 @pytest.mark.parametrize("value", [0.0, 1e6, float("nan")])
 def test_the_row_of_a_patient_without_genes_is_never_read(
     make_shape: Shape, make_pack: Pack, make_memory: MakeMemory, value: float
