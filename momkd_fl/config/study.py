@@ -127,6 +127,9 @@ class StudyPlan(Strict):
     )
     methods: dict[Name, StudyMethod] = Field(min_length=1, description="Methods by name.")
     local_sites: bool = Field(True, description="Also train each site's own model and test it at all others.")
+    local: dict[str, Any] = Field(
+        default_factory=dict, description="Sections of the federation's file that only the sites' own models have."
+    )
     base: dict[str, Any] = Field(
         default_factory=dict, description="Sections of the federation's file that all methods share."
     )

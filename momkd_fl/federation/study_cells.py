@@ -156,7 +156,7 @@ def cells_of(plan: StudyPlan, hospitals: Hospitals, path: Path, sites: Mapping[s
             for split, trained, tested in _folds(plan, hospitals):
                 cells.append(Cell(method, task, seed, split, trained, tested, *shared))
         if plan.local_sites:
-            (local,) = _resolved(plan, LOCAL, StudyMethod(), hospitals, path)
+            (local,) = _resolved(plan, LOCAL, StudyMethod(**plan.local), hospitals, path)
             for site in hospitals.training:
                 others = tuple(one for one in hospitals.training if one != site)
                 cells.append(Cell(local, task, seed, None, (site,), (*others, *hospitals.external), *shared))
