@@ -135,7 +135,7 @@ def trace(strategy: MemoryFedAvg) -> dict[str, Any]:
         "statistics": {name: value.tobytes() for name, value in seen.statistics.items()},
         "scores": {name: value.tobytes() for name, value in seen.scores.items()},
         "bodies": dict(seen.bodies),
-        "norms": dict(seen.update_norms),
+        "influence": dict(seen.influence),
         "optimiser": {name: value.tobytes() for name, value in optimiser_state(strategy).items()},
     }
 
@@ -236,7 +236,7 @@ def test_statistics_and_scores_add_up() -> None:
             assert held[name].dtype == np.float64
     for site, arrays in sent.items():
         whole = np.concatenate(list(arrays["update"].values()))
-        assert seen.update_norms[site] == pytest.approx(float(np.linalg.norm(whole)), rel=1e-6)
+        assert seen.influence[site].norm == pytest.approx(float(np.linalg.norm(whole)), rel=1e-6)
 
 
 def adam(
