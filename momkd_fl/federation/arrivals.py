@@ -125,6 +125,44 @@ def check_sums(statistics: Members, where: str, release: Release | None) -> None
             raise refuse_field(f"{where}.sums.{name[7:]}", "are longer than the counts beside them allow")
 
 
+def check_start(site: str, step: str, statistics: Members, release: Release | None) -> None:
+    """One step's sums of the start: over genes, or for slots, anchors and noisy means; ``release`` as for training.
+
+    Raises
+    ------
+    UserError
+        ``message-value``.
+    """
+    where = f"site {site}: statistics of {step}"
+    if "n" in statistics:
+        check_moments(statistics, where)
+    else:
+        check_sums(statistics, where, release)
+
+
+def check_selection(site: str, statistics: Members) -> None:
+    """Sums that genes are chosen by: ``balance`` is a covariance of class indicators, ``sum_sq`` no less than 0.
+
+    Raises
+    ------
+    UserError
+        ``message-value``.
+    """
+    where = f"site {site}: statistics of select"
+    balance = np.asarray(statistics["balance"], np.float64)
+    size = float(np.abs(balance).max(initial=0.0))
+    crooked = np.abs(balance - balance.T).max(initial=0.0) > 1e-4 * (1 + size)
+    if crooked or size > PATIENTS_BELIEVED or np.linalg.eigvalsh(balance).min(initial=0.0) < -1e-4 * (1 + size):
+        raise refuse_field(f"{where}.balance", "is no balance of classes")
+    squares = np.asarray(statistics["sum_sq"], np.float64)
+    most = GENE_VALUE_MAX**2 * PATIENTS_BELIEVED
+    if (squares < 0).any() or (squares > most).any():
+        raise refuse_field(f"{where}.sum_sq", "is no sum of squares of genes")
+    limit = np.sqrt(squares * PATIENTS_BELIEVED) * (1 + 1e-3) + 1e-3
+    if (np.abs(np.asarray(statistics["sum"], np.float64)) > limit).any():
+        raise refuse_field(f"{where}.sum", "is larger than the squares beside it allow")
+
+
 def check_moments(statistics: Mapping[str, Any], where: str) -> None:
     """Sums over genes: ``n`` patients, ``sum``, and ``sum_sq`` or the trace of ``outer``, that values can have.
 

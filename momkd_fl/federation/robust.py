@@ -22,7 +22,9 @@ Floats = NDArray[np.float64]
 Vectors = Sequence[NDArray[np.float32]]
 
 SMOOTHING = 1e-6
-"""Least distance that counts, as a share of the root mean square distance between points."""
+"""Least distance that counts, as a share of the root mean square distance between points. Squared distances are told
+apart to about this share of the largest, so that points are to be clipped first: one that is a million times farther
+out than the others lie apart would blur them."""
 TOLERANCE = 1e-8
 """The iteration ends where no coefficient changes by more."""
 ITERATIONS_MAX = 2000

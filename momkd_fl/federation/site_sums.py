@@ -34,6 +34,16 @@ def combined(by_site: Mapping[str, Members], patients_max: float, *, robust: boo
     return total
 
 
+def gene_sums(by_site: Mapping[str, Members], patients_max: float) -> dict[str, Floats]:
+    """Sums over genes (``n`` and what comes with it); a site counts with at most ``patients_max`` patients."""
+    total: dict[str, Floats] = {}
+    for _, members in sorted(by_site.items()):
+        scale = min(1.0, patients_max / max(float(members["n"].ravel()[0]), 1e-300))
+        for name, value in members.items():
+            total[name] = total.get(name, np.zeros(value.shape)) + scale * np.asarray(value, np.float64)
+    return total
+
+
 def site_scales(counts: Floats, patients_max: float, *, robust: bool) -> Floats:
     """What each site's sums are multiplied with, (n, C, K), from the counts (n, C, K) of the sites."""
     patients = np.maximum(counts, 0.0).sum(axis=(1, 2), keepdims=True)
