@@ -22,6 +22,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint, data_digest
 from momkd_fl.data.genomics import panel_columns
+from momkd_fl.data.withdrawal import read_withdrawn, withdrawn_file
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import (
@@ -76,6 +77,7 @@ class Participant:
     device : where to compute
     say : shows a sentence on the site's own screen
     capture : record steps as CUDA graphs
+    withdrawn : who no longer takes part, as the site's list says now
     """
 
     site: str
@@ -85,11 +87,12 @@ class Participant:
     device: torch.device
     say: Callable[[str], None]
     capture: bool = False
+    withdrawn: Callable[[], frozenset[str]] = frozenset
     over: bool = False
     mistake: UserError | None = None
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
-    _loaded_for: tuple[str, str, bool] | None = None
+    _loaded_for: tuple[str, str, bool, frozenset[str]] | None = None
     _work: Work | None = field(default=None, repr=False)
 
     @property
@@ -269,8 +272,14 @@ class Participant:
         checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
-        asked = (config.task, config.training.standardise, config.privacy.active)
+        """The cohort, read again where another is asked for or a patient was withdrawn.
+
+        Everything that was made of the old one goes with it: bags in memory and on the GPU, the teacher's logits, and
+        the optimiser's moments.
+        """
+        asked = (config.task, config.training.standardise, config.privacy.active, self.withdrawn())
         if self._loaded is None or self._loaded_for != asked:
+            self._loaded, self._work = None, None
             self._loaded, self._loaded_for = self.load(config), asked
         return self._loaded
 
@@ -279,8 +288,9 @@ class Participant:
         if self._plan is None or self._plan.run != run:
             self._plan, self._work = load_plan(self.state_dir, run), None
             self.say(f"Going on with run {run}.")
+        cohort, _ = self._cohort(self._plan.config)
         if self._work is None:
-            self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device, self.capture)
+            self._work = Work.of_plan(self._plan, cohort, self.device, self.capture)
             if self._work.config.privacy.share == "memory":
                 kept = load_student(self.state_dir, run)
                 if kept is not None:
@@ -322,7 +332,10 @@ def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Particip
     """The participant of a site's own configuration."""
     device = device_of(config)
     capture = config.cuda_graphs and device.type == "cuda"
-    return Participant(config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture)
+    return Participant(
+        config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture,
+        lambda: frozenset(read_withdrawn(withdrawn_file(config))),
+    )  # fmt: skip
 
 
 def _site_seed(site: str) -> int:
