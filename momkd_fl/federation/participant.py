@@ -251,10 +251,32 @@ class Participant:
             if self._plan.config.privacy.share == "memory" and self.role == "train":
                 work = self._ready(request.run)
                 arrays["weights"] = get_weights(work.model, work.layout)
-            save_model(path, self._plan, arrays, body.threshold, body.calibration)
+            threshold, calibration = body.threshold, body.calibration
+            if self.role == "train" and not self._plan.config.privacy.measured:
+                threshold, calibration = self._own_threshold(request)
+            save_model(path, self._plan, arrays, threshold, calibration)
             self._keep_provenance(self._plan)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
+
+    def _own_threshold(self, request: Parcel[Finish]) -> tuple[float | None, list[float] | None]:
+        """Threshold and calibration of this site's own validation patients, where no score of anybody's may leave.
+
+        They are for this site's own use of the model, and stay here with it.
+        """
+        from momkd_fl.evaluation.calibration_choice import choose_calibration  # scipy, which a round does without
+
+        work = self._ready(request.run)
+        scored = work.score(work.receive(request.arrays), "validation")
+        histogram = ScoreHistogram.of(scored.labels, scored.probabilities)
+        threshold = histogram.youden_threshold()
+        self.say(
+            f"No score may leave in this run, so the threshold ({'none' if threshold is None else f'{threshold:.2f}'}) "
+            f"and the calibration in the model's file are this site's own, made on its {len(scored.labels)} validation "
+            "patients. They hold for patients like these, and they are not for publication: no noise hides who is in "
+            "them."
+        )
+        return threshold, choose_calibration(histogram).to_list()
 
     def score_with(
         self, run: str, config: FederationConfig, panel: tuple[str, ...], space: SpaceArrays, state: Arrays
