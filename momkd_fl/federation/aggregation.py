@@ -164,7 +164,7 @@ def clip_bound(config: FederationConfig, parameters: int) -> float:
     """The public norm to clip to: as configured, or twice what honest training moves; none for a lone training site.
 
     AdamW moves a number by about its learning rate a step, and as a random walk over many: learning rate times the root
-    of steps times parameters. Measured honest norms are 0.7 to 1.4 times that. A site takes the steps of
+    of steps times parameters. Measured honest norms are 0.5 to 1.4 times that. A site takes the steps of
     ``privacy.site_patients`` patients, or ``training.local_steps``; no other number of it is known.
     """
     if sum(member.role == "train" for member in config.members.values()) < 2:
