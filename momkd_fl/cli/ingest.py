@@ -12,6 +12,7 @@ from momkd_fl.cli.frame import FAILED, MISTAKE, OK
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.bags import find_bags
 from momkd_fl.data.ingest import ingest, verify
+from momkd_fl.data.withdrawal import withdrawn_file, without_withdrawn
 from momkd_fl.errors import UserError
 
 
@@ -34,7 +35,7 @@ def run_ingest(site: SiteConfig, out: Path | None, stop: threading.Event, *, nei
         return FAILED if wrong else OK
     with FileProgress(sys.stderr) as progress:
         done = ingest(
-            find_bags(site.data.features),
+            without_withdrawn(find_bags(site.data.features), withdrawn_file(site)),
             folder,
             k=neighbours,
             format=site.data.format,

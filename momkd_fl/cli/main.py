@@ -1,4 +1,5 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, provision, privacy, policy, ledger and unseal."""
+"""``momkd``: demo, simulate, study, report, check, ingest, withdraw, provision, privacy, policy, ledger and
+unseal."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from momkd_fl.cli.policy import policy_options, run_policy
 from momkd_fl.cli.privacy import privacy_options, run_privacy
 from momkd_fl.cli.provision import provision_options, run_provision
 from momkd_fl.cli.unseal import run_unseal, unseal_options
+from momkd_fl.cli.withdraw import run_withdraw, withdraw_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
+    withdraw_options(commands.add_parser("withdraw", help="take a patient out of everything that is still to come"))
     provision_options(commands.add_parser("provision", help="the consortium's keys, certificates and allow-list"))
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
     policy_options(commands.add_parser("policy", help="the contract of what may leave a site: write, explain, sign"))
@@ -43,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         "report": _report,
         "check": _check,
         "ingest": _ingest,
+        "withdraw": _withdraw,
         "provision": _provision,
         "privacy": _privacy,
         "ledger": _ledger,
@@ -181,6 +185,10 @@ def _ingest(args: argparse.Namespace, stop: threading.Event) -> int:
     from momkd_fl.cli.ingest import run_ingest
 
     return run_ingest(site, args.out, stop, neighbours=args.neighbours, only_verify=args.verify)
+
+
+def _withdraw(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_withdraw(args)
 
 
 def _provision(args: argparse.Namespace, stop: threading.Event) -> int:

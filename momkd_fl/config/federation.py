@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from momkd_fl.config.aggregation import TRIMMED_SITES_MIN, Aggregation
 from momkd_fl.config.base import FilePath, Strict
 from momkd_fl.config.privacy import Privacy, breaks_privacy
 from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
@@ -162,9 +163,6 @@ class Training(Strict):
     )
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay.")
     clip_norm: float = Field(5.0, gt=0, description="Largest gradient norm, per branch.")
-    update_norm_max: float | None = Field(
-        None, gt=0, description="Largest norm of the weight difference a site sends; none: not clipped."
-    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="'auto' keeps bf16 only where a self-test finds it faster and accurate."
     )
@@ -254,6 +252,7 @@ class FederationConfig(Strict):
     training: Training = Field(default_factory=lambda: Training())
     genes: Genes = Field(default_factory=lambda: Genes())
     privacy: Privacy = Field(default_factory=lambda: Privacy())
+    aggregation: Aggregation = Field(default_factory=lambda: Aggregation())
     strategy: Strategy = Field(default_factory=lambda: Strategy())
     rounds: Rounds = Field(default_factory=lambda: Rounds())
     seed: int = Field(0, ge=0, description="Seed of everything that is not a key or noise.")
@@ -284,6 +283,12 @@ class FederationConfig(Strict):
         stray = sorted(set(self.strategy.site_weights) - set(training))
         if stray:
             raise ValueError(f"strategy.site_weights names {stray[0]!r}, which is no training member")
+        trimmed = self.aggregation.kind == "robust" and self.aggregation.rule == "trimmed_mean"
+        if trimmed and (self.rounds.quorum < TRIMMED_SITES_MIN or len(set(self.strategy.site_weights.values())) > 1):
+            raise ValueError(
+                f"aggregation.rule: trimmed_mean needs rounds.quorum of {TRIMMED_SITES_MIN} or more and sites of equal "
+                "weight; use geometric_median"
+            )
         forbidden = next((sentence for broken, sentence in breaks_privacy(self) if broken), None)
         if forbidden:
             raise ValueError(forbidden)

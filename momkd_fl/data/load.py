@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from momkd_fl.config.federation import Encoder
 from momkd_fl.config.site import Data, SiteConfig, TaskLabels
@@ -19,7 +20,10 @@ from momkd_fl.data.splits import Split, independent_split, read_splits, stratifi
 from momkd_fl.data.standardise import Moments, fit_scaling, slide_moments
 from momkd_fl.data.store import Store
 from momkd_fl.data.tables import Labels, read_labels
+from momkd_fl.data.withdrawal import read_withdrawn, withdrawn_file
 from momkd_fl.errors import UserError
+
+T = TypeVar("T")
 
 
 def load_cohort(
@@ -49,18 +53,21 @@ def load_cohort(
     independent_splits : bool
         Each patient is drawn by itself, without stratification: needed where single patients are to be hidden.
 
+    Withdrawn patients (withdrawal.py) are in no part of it; the others are in the splits they were in before.
+
     Raises
     ------
     UserError
-        ``task-unknown``, ``task-classes``, ``no-patients``, ``encoder-unknown``, ``encoder-mixed``,
-        ``encoder-mismatch``, ``dim-mixed``, ``dim-mismatch``, ``patch-um-mixed``, ``patch-um-conflict``,
-        ``patch-um-mismatch``; and what the files themselves give rise to.
+        ``withdrawals-unreadable``, ``task-unknown``, ``task-classes``, ``no-patients``, ``encoder-unknown``,
+        ``encoder-mixed``, ``encoder-mismatch``, ``dim-mixed``, ``dim-mismatch``, ``patch-um-mixed``,
+        ``patch-um-conflict``, ``patch-um-mismatch``; and what the files themselves give rise to.
     """
     data = site.data
     stores = () if data.store is None else (Store(data.store),)
     labels = read_labels(data.labels, _task(data, task, classes))
     slides, dropped = _slides(site, task, labels)
-    features = common_features(slides, data)
+    withdrawn = read_withdrawn(withdrawn_file(site))
+    features = common_features(_others(slides, withdrawn), data)
     if encoder is not None:
         check_expected(site.site, features, encoder)
     expression = None if data.genomics is None else read_expression(data.genomics, labels.patients)
@@ -68,6 +75,9 @@ def load_cohort(
     if expression is not None:
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)
     split = _split(site, slides, labels, rows, validation_fraction, seed, independent_splits)
+    if withdrawn:  # only now, so that nobody else changes from training to validation or back
+        labels = read_labels(data.labels, data.tasks[task], without=withdrawn)
+        slides, rows = _others(slides, withdrawn), _others(rows, withdrawn)
     cohort = Cohort(
         site=site.site,
         role=site.role,
@@ -93,6 +103,30 @@ def load_cohort(
         return cohort
     scaling = fit_scaling(_moments(path, data.format, stores) for paths in slides.values() for path in paths)
     return replace(cohort, scaling={site.site: scaling})
+
+
+def slides_of(site: SiteConfig, patient: str) -> tuple[Path, ...]:
+    """Feature files of one patient of the label table, whatever the patient's label; () where there are none.
+
+    Raises
+    ------
+    UserError
+        ``withdraw-unknown``: no such patient stands in the table.
+    """
+    labels = read_labels(site.data.labels, next(iter(site.data.tasks.values())))
+    if patient not in labels.patients:
+        raise UserError(
+            "withdraw-unknown",
+            f"{site.data.labels.path}: no patient '{patient}' stands in the label table, so nobody was withdrawn. "
+            "Give the id as it stands there.",
+        )
+    bags = find_bags(site.data.features)
+    names = read_links(site.data, labels.patients, bags).by_patient.get(patient, ())
+    return tuple(bags[slide] for slide in names if slide in bags)
+
+
+def _others(by_patient: Mapping[str, T], withdrawn: Collection[str]) -> dict[str, T]:
+    return {patient: value for patient, value in by_patient.items() if patient not in withdrawn}
 
 
 def _moments(path: Path, format: Format | None, stores: tuple[Store, ...]) -> Moments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +192,8 @@ def class_of_value(task: TaskLabels) -> dict[str, int]:
     return classes
 
 
-def read_labels(config: LabelTable, task: TaskLabels) -> Labels:
-    """Read one task's labels by patient.
+def read_labels(config: LabelTable, task: TaskLabels, without: Collection[str] = ()) -> Labels:
+    """Read one task's labels by patient, leaving out the patients ``without``.
 
     A patient may have several rows (one a slide). An empty cell does not contradict a value of
     another row; any other two values that do not mean the same class do, also where one of them
@@ -213,6 +213,8 @@ def read_labels(config: LabelTable, task: TaskLabels) -> Labels:
     rows: dict[str, list[int]] = {}
     values: dict[str, list[tuple[int, str]]] = {}
     for patient, (number, cells) in zip(patients, table.rows, strict=True):
+        if patient in without:
+            continue
         rows.setdefault(patient, []).append(number)
         found = values.setdefault(patient, [])
         if cells[place]:

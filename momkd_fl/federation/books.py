@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -11,12 +14,17 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from momkd_fl.config import policy as contracts
 from momkd_fl.config.site import Egress
+from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import Anchor
 from momkd_fl.federation.publications import Publications
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.odometer import Budget, Debit, Odometer, Receipt
 from momkd_fl.security import ledger as ledgers
 from momkd_fl.security.ledger import Entry, Ledger
+
+WITHDRAWAL: Final = "withdrawal"
+"""Kind of a ledger's line that stands for no message: a patient was withdrawn."""
+NO_RUN: Final = "none"
 
 
 @dataclass
@@ -26,6 +34,7 @@ class Books:
     Attributes
     ----------
     sent : how many messages left, by (run, kind), over all time
+    withdrawn : digests of the patients who were withdrawn, see :func:`withdrawal_digest`
     """
 
     key: Ed25519PrivateKey
@@ -33,6 +42,7 @@ class Books:
     odometer: Odometer
     publications: Publications
     sent: dict[tuple[str, str], int]
+    withdrawn: set[str]
     _where: Egress
     _seen: set[Anchor]
 
@@ -57,9 +67,12 @@ class Books:
         publications = Publications(where.publications)
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
+        withdrawn = set()
         for entry in ledgers.verify(where.ledger, key.public_key()).entries:
             sent[entry.run, entry.kind] = sent.get((entry.run, entry.kind), 0) + 1
-        return cls(key, ledger, odometer, publications, sent, where, set())
+            if entry.kind == WITHDRAWAL:
+                withdrawn.add(entry.digest)
+        return cls(key, ledger, odometer, publications, sent, withdrawn, where, set())
 
     @property
     def anchor(self) -> Anchor:
@@ -94,9 +107,35 @@ class Books:
         self.sent[run, kind] = self.sent.get((run, kind), 0) + 1
         self._seen.add(self.anchor)
 
+    def enter_withdrawn(self, patients: Collection[str]) -> None:
+        """A line for each withdrawn patient that has none yet; a patient of the ledger must still be on the list.
+
+        Raises
+        ------
+        UserError
+            ``withdrawals-lost``, and as :meth:`~momkd_fl.security.ledger.Ledger.append`.
+        """
+        digests = {withdrawal_digest(self.key, patient) for patient in patients}
+        if self.withdrawn - digests:
+            raise UserError(
+                "withdrawals-lost",
+                f"The ledger has {len(self.withdrawn)} withdrawn patient(s), and {len(self.withdrawn - digests)} of "
+                "them are not on the site's list (withdrawn.jsonl in state_dir), so that nothing leaves. Put the "
+                "newest copy of that file back.",
+            )
+        for digest in sorted(digests - self.withdrawn):
+            self.enter(NO_RUN, 0, WITHDRAWAL, digest, 0, self.odometer.receipt)
+            self.withdrawn.add(digest)
+
     def close(self) -> None:
         """Let another process of the site open them."""
         self.ledger.close()
+
+
+def withdrawal_digest(key: Ed25519PrivateKey, patient: str) -> str:
+    """What the ledger says of a withdrawn patient: only who has the site's key can make it, or match it with an id."""
+    derived = HKDF(SHA256(), 32, salt=None, info=b"momkd withdrawal 1").derive(key.private_bytes_raw())
+    return hmac.new(derived, patient.encode(), "sha256").hexdigest()
 
 
 def odometer_key(key: Ed25519PrivateKey) -> bytes:

@@ -46,6 +46,8 @@ ENDS_HERE = frozenset(
         "odometer-damaged",
         "odometer-not-written",
         "odometer-rolled-back",
+        "withdrawals-lost",
+        "withdrawals-unreadable",
     }
 )
 """What ends the site's part of a run: it can send nothing more, whatever it is asked."""
@@ -65,6 +67,7 @@ def make_client_app(
     def serve(kind: Kind[Any, Any], request: Message, work: Callable[..., tuple[Any, messages.Arrays]]) -> Message:
         try:
             gate.admit(request)
+            gate.note_withdrawn(participant.withdrawn())
             parcel = open_request(request, kind)
             body, arrays = work(parcel)
             charges, task = participant.take_charges(), participant.task

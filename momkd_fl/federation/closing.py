@@ -12,6 +12,7 @@ from momkd_fl.errors import UserError
 from momkd_fl.evaluation.calibration_choice import choose_calibration
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.evaluation.results import Calibration
+from momkd_fl.federation.arrivals import check_evaluation
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.messages import EVALUATE, FINISH, Evaluate, EvaluateReply, Finish, Parcel
 from momkd_fl.federation.rounds import balanced_loss, better
@@ -128,6 +129,7 @@ class Closing:
             round=state.round,
             timeout_s=self.config.rounds.deadline_s,
             arrays={"weights": weights, "memory": memory},
+            check=lambda site, parcel: check_evaluation(site, parcel, self.config, state.members[site]["role"]),
         )
         for site in sites:
             if site not in answers.parcels:

@@ -17,14 +17,16 @@ from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Disagreement
 from momkd_fl.federation import anchors
 from momkd_fl.federation import state as states
+from momkd_fl.federation.aggregation import clip_bound
 from momkd_fl.federation.anchors import AnchoringGrid, Anchors
+from momkd_fl.federation.arrivals import check_train
 from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
 from momkd_fl.federation.initialise import Start, initialise
-from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply
+from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply, Parcel, TrainReply
 from momkd_fl.federation.plan import SitePlan, save_model
-from momkd_fl.federation.private_plan import must_be_useful, released_in
+from momkd_fl.federation.private_plan import must_be_useful, private_plan, released_in, slots_release
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
 from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
@@ -271,6 +273,13 @@ class Coordinator:
     def _course(self, state: ServerState, layout: Layout, admitted: set[str]) -> Course:
         config = self.config
         weights = {site: config.strategy.site_weights.get(site, 1.0) for site in config.members}
+        sigma = private_plan(config).sigma
+
+        def check(site: str, parcel: Parcel[TrainReply]) -> None:
+            genomic = bool(state.panel) and state.members[site]["genomics"] and config.privacy.share == "all"
+            noise = None if sigma is None else slots_release(config, sigma, genomic=genomic)
+            check_train(site, parcel, config, noise)
+
         strategy = make_strategy(
             config.strategy,
             run=state.run,
@@ -279,6 +288,9 @@ class Coordinator:
             reply_shapes=lambda site: reply_shapes(config, layout, state.memory, state.members[site]["genomics"]),
             on_reply=self.watch.replied,
             released_in=lambda round: released_in(config, round),
+            aggregation=config.aggregation,
+            clip_norm=clip_bound(config, sum(layout.sizes.values())),
+            check=check,
         )
         restore_optimiser(strategy, state.optimiser)
         return Course(

@@ -7,7 +7,7 @@ questions for work) needs no door, and a test holds those to their fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
@@ -66,6 +66,17 @@ class Gate:
         held = read_heads(request.content)
         if held is not None and self._books is not None:
             self._books.must_continue(held)
+
+    def note_withdrawn(self, patients: Collection[str]) -> None:
+        """Enter who was withdrawn since the last message, and refuse to forget anybody who was.
+
+        Raises
+        ------
+        UserError
+            ``withdrawals-lost`` where the ledger has more than the site's list; as the ledger.
+        """
+        if self._books is not None:
+            self._books.enter_withdrawn(patients)
 
     def send(
         self,

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.data.gene_reference import read_reference
 from momkd_fl.errors import UserError
+from momkd_fl.federation.arrivals import check_start
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.memory_bank import move_slots
 from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, InitialiseReply, Parcel, expect_shapes
-from momkd_fl.federation.private_plan import anchors_release, least_counts, private_plan
+from momkd_fl.federation.private_plan import anchors_release, least_counts, means_release, private_plan
+from momkd_fl.federation.site_sums import combined, gene_sums
 from momkd_fl.federation.state import ServerState
 from momkd_fl.model.memory import SPACE
+from momkd_fl.privacy.mechanism import Release
 
 Flat = dict[str, NDArray[np.float64]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -46,12 +49,14 @@ class Start:
         Raises
         ------
         UserError
-            ``initialise-failed`` when a site does not answer or answers another shape: the start needs everyone
+            ``initialise-failed`` when a site does not answer or answers what cannot be: the start needs everyone
             who is in, since a slot that begins without a site's patients begins elsewhere.
         """
 
         def exact(site: str, parcel: Parcel[InitialiseReply]) -> None:
-            expect_shapes(parcel.arrays.get("statistics", {}), shapes, f"site {site}: statistics of {step}")
+            statistics = parcel.arrays.get("statistics", {})
+            expect_shapes(statistics, shapes, f"site {site}: statistics of {step}")
+            check_start(site, step, statistics, self.release(shapes))
 
         body = Initialise.model_validate({"step": step, "iteration": iteration})
         wait_s = self.config.rounds.deadline_s
@@ -66,11 +71,20 @@ class Start:
                 f"site {absent[0]}: no sums for initialisation step '{step}' ({why}). "
                 "Look at that site's log, then start the server again.",
             )
-        total: Flat = {name: np.zeros(shape) for name, shape in shapes.items()}
-        for _, parcel in answers:
-            for name, value in parcel.arrays["statistics"].items():
-                total[name] += value
-        return total
+        by_site = {site: parcel.arrays["statistics"] for site, parcel in answers}
+        limits = self.config.aggregation
+        if "n" in shapes:
+            return gene_sums(by_site, limits.patients_max)
+        return combined(by_site, limits.patients_max, robust=limits.kind == "robust")
+
+    def release(self, shapes: Shapes) -> Release | None:
+        """The noise of sums of these shapes; None where they carry none."""
+        sigma = private_plan(self.config).sigma
+        if sigma is None:
+            return None
+        if "sums.means" in shapes:
+            return means_release(self.config, sigma, shapes["sums.means"][-1])
+        return anchors_release(self.config, sigma, shapes["sums.genomics"][-1])
 
     def tell(self, sites: Collection[str], arrays: Arrays) -> None:
         """Send the fixed result."""

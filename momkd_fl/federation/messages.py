@@ -46,6 +46,7 @@ SHARED_SECTIONS = (
     "training",
     "genes",
     "privacy",
+    "aggregation",
     "seed",
 )
 """The parts of the federation's configuration that the sites are told."""

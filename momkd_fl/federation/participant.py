@@ -22,6 +22,7 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint, data_digest
 from momkd_fl.data.genomics import panel_columns
+from momkd_fl.data.withdrawal import read_withdrawn, withdrawn_file
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import (
@@ -76,6 +77,7 @@ class Participant:
     device : where to compute
     say : shows a sentence on the site's own screen
     capture : record steps as CUDA graphs
+    withdrawn : who no longer takes part, as the site's list says now
     """
 
     site: str
@@ -85,11 +87,12 @@ class Participant:
     device: torch.device
     say: Callable[[str], None]
     capture: bool = False
+    withdrawn: Callable[[], frozenset[str]] = frozenset
     over: bool = False
     mistake: UserError | None = None
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
-    _loaded_for: tuple[str, str, bool] | None = None
+    _loaded_for: tuple[str, str, bool, frozenset[str]] | None = None
     _work: Work | None = field(default=None, repr=False)
 
     @property
@@ -248,10 +251,32 @@ class Participant:
             if self._plan.config.privacy.share == "memory" and self.role == "train":
                 work = self._ready(request.run)
                 arrays["weights"] = get_weights(work.model, work.layout)
-            save_model(path, self._plan, arrays, body.threshold, body.calibration)
+            threshold, calibration = body.threshold, body.calibration
+            if self.role == "train" and not self._plan.config.privacy.measured:
+                threshold, calibration = self._own_threshold(request)
+            save_model(path, self._plan, arrays, threshold, calibration)
             self._keep_provenance(self._plan)
             self.say(f"The run is over. {body.sentence} It is kept in {path}.")
         return FinishReply(), {}
+
+    def _own_threshold(self, request: Parcel[Finish]) -> tuple[float | None, list[float] | None]:
+        """Threshold and calibration of this site's own validation patients, where no score of anybody's may leave.
+
+        They are for this site's own use of the model, and stay here with it.
+        """
+        from momkd_fl.evaluation.calibration_choice import choose_calibration  # scipy, which a round does without
+
+        work = self._ready(request.run)
+        scored = work.score(work.receive(request.arrays), "validation")
+        histogram = ScoreHistogram.of(scored.labels, scored.probabilities)
+        threshold = histogram.youden_threshold()
+        self.say(
+            f"No score may leave in this run, so the threshold ({'none' if threshold is None else f'{threshold:.2f}'}) "
+            f"and the calibration in the model's file are this site's own, made on its {len(scored.labels)} validation "
+            "patients. They hold for patients like these, and they are not for publication: no noise hides who is in "
+            "them."
+        )
+        return threshold, choose_calibration(histogram).to_list()
 
     def score_with(
         self, run: str, config: FederationConfig, panel: tuple[str, ...], space: SpaceArrays, state: Arrays
@@ -269,8 +294,14 @@ class Participant:
         checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
-        asked = (config.task, config.training.standardise, config.privacy.active)
+        """The cohort, read again where another is asked for or a patient was withdrawn.
+
+        Everything that was made of the old one goes with it: bags in memory and on the GPU, the teacher's logits, and
+        the optimiser's moments.
+        """
+        asked = (config.task, config.training.standardise, config.privacy.active, self.withdrawn())
         if self._loaded is None or self._loaded_for != asked:
+            self._loaded, self._work = None, None
             self._loaded, self._loaded_for = self.load(config), asked
         return self._loaded
 
@@ -279,8 +310,9 @@ class Participant:
         if self._plan is None or self._plan.run != run:
             self._plan, self._work = load_plan(self.state_dir, run), None
             self.say(f"Going on with run {run}.")
+        cohort, _ = self._cohort(self._plan.config)
         if self._work is None:
-            self._work = Work.of_plan(self._plan, self._cohort(self._plan.config)[0], self.device, self.capture)
+            self._work = Work.of_plan(self._plan, cohort, self.device, self.capture)
             if self._work.config.privacy.share == "memory":
                 kept = load_student(self.state_dir, run)
                 if kept is not None:
@@ -322,7 +354,10 @@ def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Particip
     """The participant of a site's own configuration."""
     device = device_of(config)
     capture = config.cuda_graphs and device.type == "cuda"
-    return Participant(config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture)
+    return Participant(
+        config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture,
+        lambda: frozenset(read_withdrawn(withdrawn_file(config))),
+    )  # fmt: skip
 
 
 def _site_seed(site: str) -> int:

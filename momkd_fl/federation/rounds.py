@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +32,8 @@ from momkd_fl.federation.watch import Watch
 
 POLL_S = 0.1
 SAY_EVERY_S = 15.0
+INFLUENCE = "influence.jsonl"
+"""In the coordinator's folder: what each site had to say in each round. A repeated round has its lines again."""
 
 
 class Traffic(Protocol):
@@ -111,6 +116,7 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
     best, loss, auroc = _select(state, seen) if course.config.privacy.measured else (None, None, None)
     now = course.traffic()
     traffic = {site: (now[site][0] - before[site][0], now[site][1] - before[site][1]) for site in now}
+    log_influence(course.config.output_dir / INFLUENCE, state.run, number, seen)
     entry = _record(number, time.monotonic() - started, seen, movement, loss, auroc, course.watch, traffic)
     course.watch.round_ended(entry, traffic)
     return state.after(
@@ -122,6 +128,17 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
         history=(*state.history, entry),
         best=best,
     )
+
+
+def log_influence(path: Path, run: str, number: int, seen: Contributions) -> None:
+    """A line for each site of the round: norm of its weight difference, clip factor, share of the step."""
+    lines = [
+        json.dumps({"run": run, "round": number, "site": site, **dataclasses.asdict(one)})
+        for site, one in seen.influence.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def wait_for_quorum(course: Course, number: int) -> set[str]:

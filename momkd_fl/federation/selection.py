@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.federation.arrivals import check_selection
 from momkd_fl.federation.dialogue import SiteGrid, ask_all
 from momkd_fl.federation.messages import SELECT, Parcel, Select, SelectReply, expect_shapes
 
@@ -96,7 +97,9 @@ def _ask(
     shapes = {"sum": (classes, genes), "sum_sq": (genes,), "balance": (classes, classes)}
 
     def exact(site: str, parcel: Parcel[SelectReply]) -> None:
-        expect_shapes(parcel.arrays.get("statistics", {}), shapes, f"site {site}: statistics of select")
+        statistics = parcel.arrays.get("statistics", {})
+        expect_shapes(statistics, shapes, f"site {site}: statistics of select")
+        check_selection(site, statistics)
 
     body = Select(candidates=list(candidates))
     answers = ask_all(grid, SELECT, body, sites, run=run, round=0, timeout_s=config.rounds.deadline_s, check=exact)

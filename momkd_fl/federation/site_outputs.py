@@ -25,6 +25,20 @@ def write_predictions(path: Path, scored: Prediction) -> None:
     checkpoint.write_durably(path, text.getvalue().encode())
 
 
+def forget_predictions(folder: Path, patient: str) -> int:
+    """Take a patient's row out of every table of predictions in the site's state folder; how many rows there were."""
+    gone = 0
+    for path in sorted(folder.glob("predictions_*.csv")):
+        header, *rows = list(csv.reader(path.read_text("utf-8").splitlines()))
+        kept = [row for row in rows if row[0] != patient]
+        if len(kept) < len(rows):
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([header, *kept])
+            checkpoint.write_durably(path, text.getvalue().encode())
+        gone += len(rows) - len(kept)
+    return gone
+
+
 def unmeasured_row(cohort: Cohort) -> CohortRow:
     """The row of a cohort none of whose counts may leave its site."""
     return CohortRow(cohort.site, cohort.role, patients=None, slides=None, with_genomics=None, tasks={})

@@ -1,8 +1,9 @@
 """How the coordinator aggregates: Flower's FedAvg, FedProx or FedAdam over a stream of replies.
 
-Replies are consumed as they arrive and added to one running sum, so the server holds two models whatever the
-number of sites. Sites count equally, or by public weights; never by an exact patient count. The genomic branch
-is averaged over the sites that have genomics. Beside the weights, each reply brings memory statistics and score
+Replies are consumed as they arrive, each clipped to a public norm (aggregation.py). A mean is one running sum, so that
+the server holds two models whatever the number of sites; a robust middle holds all of them. Sites count equally, or by
+public weights; never by an exact patient count. The genomic branch is averaged over the sites that have genomics.
+Beside the weights, each reply brings memory statistics, which are small and bounded by site (site_sums.py), and score
 histograms, which add up in the same stream.
 """
 
@@ -19,10 +20,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 from numpy.typing import NDArray
 
+from momkd_fl.config.aggregation import Aggregation
 from momkd_fl.config.federation import Strategy as StrategyConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
-from momkd_fl.federation.messages import TRAIN, Arrays, Train, TrainReply
+from momkd_fl.federation.aggregation import Influence, new_aggregate
+from momkd_fl.federation.messages import TRAIN, Arrays, Parcel, Train, TrainReply
+from momkd_fl.federation.site_sums import combined
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,14 +35,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Contributions:
     """What the sites of one round sent, summed; and who they were.
 
-    ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``.
+    ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``; ``influence`` is for the coordinator alone.
     """
 
     states: dict[str, str] = field(default_factory=dict)
     bodies: dict[str, TrainReply] = field(default_factory=dict)
     statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    update_norms: dict[str, float] = field(default_factory=dict)
+    influence: dict[str, Influence] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
 
     @property
@@ -66,6 +70,9 @@ class MemoryFedAvg(FedAvg):
         quorum: int = 1,
         on_reply: Callable[[str, str], None] = lambda site, state: None,
         released_in: Callable[[int], bool] = lambda round: True,
+        aggregation: Aggregation | None = None,
+        clip_norm: float = math.inf,
+        check: Callable[[str, Parcel[TrainReply]], None] = lambda site, parcel: None,
     ) -> MemoryFedAvg:
         """Take up a run; Flower's constructors pass on only what they know themselves.
 
@@ -83,9 +90,16 @@ class MemoryFedAvg(FedAvg):
             Called with (site, state) as each reply arrives, for whoever watches.
         released_in : callable
             Whether statistics come with the replies of a round; where not, a reply with some is refused.
+        aggregation : Aggregation, optional
+            Plain or robust, and how far one site counts.
+        clip_norm : float
+            Public norm that weight differences are clipped to.
+        check : callable
+            Called with (site, parcel) of a reply whose shapes are right; raises UserError to refuse it whole.
         """
         self.run, self.site_weights, self.reply_shapes = run, dict(site_weights), reply_shapes
         self.quorum, self.on_reply, self.released_in = quorum, on_reply, released_in
+        self.aggregation, self.clip_norm, self.check = aggregation or Aggregation(), clip_norm, check
         return self
 
     def configure_train(
@@ -105,27 +119,28 @@ class MemoryFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the replies as they come; None when fewer than the quorum could be used."""
-        totals = {branch: np.zeros(value.shape, np.float64) for branch, value in self._weights.items()}
-        shares = dict.fromkeys(totals, 0.0)
+        sizes = {branch: value.size for branch, value in self._weights.items()}
+        aggregate = new_aggregate(self.aggregation, sizes, self.clip_norm)
+        statistics: dict[str, Mapping[str, NDArray[np.float32]]] = {}
         for reply in replies:
             site = self.participants.get(reply.metadata.src_node_id)
             if site is None or self.contributions.states[site] != "missing":
                 continue  # not asked, or answered already
-            update = self._accept(site, reply, server_round)
+            arrays = self._accept(site, reply, server_round)
             self.on_reply(site, self.contributions.states[site])
-            for branch, difference in update.items():
-                totals[branch] += np.float64(self.site_weights[site]) * difference  # not rounded before it is summed
-                shares[branch] += self.site_weights[site]
-        if len(self.contributions.trained) < self.quorum:
+            if self.contributions.states[site] == "trained":
+                aggregate.add(site, arrays.get("update", {}), self.site_weights[site])
+                statistics[site] = arrays.get("statistics", {})
+        seen, limits = self.contributions, self.aggregation
+        seen.statistics = combined(statistics, limits.patients_max, robust=limits.kind == "robust")
+        if len(seen.trained) < self.quorum:
             return None, None
-        target = {
-            branch: self._weights[branch] + (total / shares[branch] if shares[branch] else 0.0)
-            for branch, total in totals.items()
-        }
+        target = {branch: self._weights[branch] + step for branch, step in aggregate.steps().items()}
+        seen.influence = aggregate.influence()
         return as_record(target), None
 
-    def _accept(self, site: str, reply: Message, server_round: int) -> dict[str, NDArray[np.float32]]:
-        """Check one reply whole and add it; an unacceptable one changes nothing but the site's state."""
+    def _accept(self, site: str, reply: Message, server_round: int) -> Arrays:
+        """Check one reply whole and return its arrays; an unacceptable one changes nothing but the site's state."""
         seen = self.contributions
         if reply.has_error():
             seen.states[site] = f"refused:{messages.site_code(reply)}"
@@ -138,18 +153,16 @@ class MemoryFedAvg(FedAvg):
             for group in (*expected, *(name for name in parcel.arrays if name not in expected)):
                 arrays = parcel.arrays.get(group, {})
                 messages.expect_shapes(arrays, expected.get(group, {}), f"site {site}: {group}")
+            self.check(site, parcel)
         except UserError as mistake:
             seen.states[site] = f"refused:{mistake.code}"
             seen.sentences.append(mistake.sentence)
             return {}
         seen.states[site] = "trained"
         seen.bodies[site] = parcel.body
-        for sums, group in ((seen.statistics, "statistics"), (seen.scores, "scores")):
-            for name, value in parcel.arrays.get(group, {}).items():
-                sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
-        update = parcel.arrays.get("update", {})
-        seen.update_norms[site] = math.sqrt(sum(float(np.vdot(part, part)) for part in update.values()))
-        return update
+        for name, value in parcel.arrays.get("scores", {}).items():
+            seen.scores[name] = seen.scores.get(name, 0.0) + value.astype(np.float64)
+        return parcel.arrays
 
 
 class MemoryFedProx(FedProx, MemoryFedAvg):

@@ -128,20 +128,12 @@ class Work:
         return report
 
     def difference(self, received: dict[str, Any]) -> dict[str, Any]:
-        """theta - theta_t, clipped in norm where the federation says so; no genomic branch from sites without.
-
-        Empty where no weights are shared.
-        """
+        """theta - theta_t; no genomic branch from sites without, and none at all where no weights are shared."""
         if self.config.privacy.share == "memory":
             return {}
         branches = [branch for branch in self.layout.branches if branch == "histology" or self.genomic]
         new = get_weights(self.model, self.layout)
-        update = {branch: new[branch] - received[branch] for branch in branches}
-        limit = self.config.training.update_norm_max
-        if limit is not None:
-            norm = float(np.sqrt(sum(float(np.vdot(part, part)) for part in update.values())))
-            update = {branch: part * np.float32(min(1.0, limit / max(norm, 1e-12))) for branch, part in update.items()}
-        return update
+        return {branch: new[branch] - received[branch] for branch in branches}
 
     def _teacher(self, packer: Packer, patients: list[Patient]) -> dict[Hashable, NDArray[np.float32]] | None:
         """A teacher's logits of the patients with genomics, made once a run; None where no loss asks for them."""

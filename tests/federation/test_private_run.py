@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from momkd_fl.errors import UserError
+from momkd_fl.evaluation.calibration_choice import choose_calibration
+from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.artefacts import account
 from momkd_fl.federation.coordinator import Coordinator, Outcome
 from momkd_fl.federation.messages import Initialise, Parcel, Select, Train
@@ -16,6 +18,7 @@ from momkd_fl.federation.outcome import Circumstances, results_of
 from momkd_fl.federation.private_plan import private_plan
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.privacy.accountant import joint_epsilon
+from momkd_fl.training import checkpoint
 
 MEMBERS = {"ash": "train", "birch": "train", "holly": "evaluate"}
 MEMORY = {"slots": 1, "assignment": "hard", "anchor_iterations": 2, "anchor_dim": 8, "momentum": 0.5}
@@ -92,6 +95,35 @@ def test_nothing_measured_leaves(memory_run: Recorded) -> None:
     assert rounds == [True, False, True]
     assert memory_run.outcome.chosen.best.round == 3
     assert memory_run.outcome.chosen.threshold is None
+
+
+@pytest.mark.parametrize("which", ["memory_run", "alone_run"])
+def test_threshold_and_calibration_are_made_at_the_site_and_stay_there(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """Of the site's own validation patients under the model it keeps; what only evaluates has none."""
+    run: Recorded = request.getfixturevalue(which)
+    for site, role in MEMBERS.items():
+        participant = run.consortium.participants[site]
+        path = participant.state_dir / "model.safetensors"
+        if role == "evaluate":
+            assert not path.exists() or checkpoint.load(path)[1]["threshold"] is None
+            continue
+        arrays, meta = checkpoint.load(path)
+        kept = {group: {} for group in ("weights", "memory")}
+        for name, value in arrays.items():
+            group, _, rest = name.partition("/")
+            if group in kept:
+                kept[group][rest] = value
+        if which == "alone_run":
+            kept["weights"] = {}
+        work = participant._work
+        scored = work.score(work.receive(kept), "validation")
+        histogram = ScoreHistogram.of(scored.labels, scored.probabilities)
+        assert meta["threshold"] == histogram.youden_threshold()
+        assert meta["calibration"] == choose_calibration(histogram).to_list()
+        assert any("this site's own" in said for said in run.consortium.said[site])
+    assert run.outcome.chosen.threshold is None
 
 
 def test_no_count_that_leaves_is_a_whole_number_of_patients(memory_run: Recorded) -> None:

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from momkd_fl.config.aggregation import Aggregation
 from momkd_fl.config.federation import Strategy
+from momkd_fl.errors import UserError
 from momkd_fl.federation.messages import (
     TRAIN,
     Arrays,
@@ -135,7 +137,7 @@ def trace(strategy: MemoryFedAvg) -> dict[str, Any]:
         "statistics": {name: value.tobytes() for name, value in seen.statistics.items()},
         "scores": {name: value.tobytes() for name, value in seen.scores.items()},
         "bodies": dict(seen.bodies),
-        "norms": dict(seen.update_norms),
+        "influence": dict(seen.influence),
         "optimiser": {name: value.tobytes() for name, value in optimiser_state(strategy).items()},
     }
 
@@ -236,7 +238,7 @@ def test_statistics_and_scores_add_up() -> None:
             assert held[name].dtype == np.float64
     for site, arrays in sent.items():
         whole = np.concatenate(list(arrays["update"].values()))
-        assert seen.update_norms[site] == pytest.approx(float(np.linalg.norm(whole)), rel=1e-6)
+        assert seen.influence[site].norm == pytest.approx(float(np.linalg.norm(whole)), rel=1e-6)
 
 
 def adam(
@@ -527,3 +529,107 @@ def test_records_are_float32() -> None:
     assert {value.dtype for value in back.values()} == {np.dtype(np.float32)}
     for name, value in held.items():
         np.testing.assert_array_equal(back[name], value)
+
+
+def attacked(current: Round, factor: float) -> list[Message]:
+    """The replies of all sites, west's update multiplied."""
+    arrays = contribution("west")
+    arrays["update"] = {"histology": (factor * arrays["update"]["histology"]).astype(np.float32)}
+    return [current.reply(site, arrays if site == "west" else None) for site in NODES.values()]
+
+
+ROBUST = Aggregation(kind="robust")
+BOUND = float(np.median([np.linalg.norm(contribution(site)["update"]["histology"]) for site in NODES.values()]))
+
+
+@pytest.mark.parametrize("kind", ["plain", "robust"])
+def test_no_site_moves_the_model_by_more_than_the_clip(kind: str) -> None:
+    """Of n sites, one moves a mean by at most twice the bound over n, and a middle by no more than the bound."""
+    config = Aggregation(kind=kind)
+    honest = Round(make(aggregation=config, clip_norm=BOUND)).end()
+    current = Round(make(aggregation=config, clip_norm=BOUND))
+    found = current.end(attacked(current, -1e6))
+    moved = np.linalg.norm(found["histology"] - honest["histology"])
+    assert moved <= (2 * BOUND / 4 if kind == "plain" else BOUND) * (1 + 1e-5)
+    unclipped = Round(make())
+    lost = unclipped.end(attacked(unclipped, -1e6))
+    assert np.linalg.norm(lost["histology"] - honest["histology"]) > 1e4, "the control holds as well"
+
+
+def test_a_bound_that_nobody_reaches_changes_no_bit() -> None:
+    free, bounded = Round(make()).end(), Round(make(clip_norm=1e3)).end()
+    for branch in SIZES:
+        assert free[branch].tobytes() == bounded[branch].tobytes()
+
+
+@pytest.mark.parametrize("config", [Aggregation(), ROBUST, Aggregation(kind="robust", rule="trimmed_mean")])
+def test_the_influence_log_names_the_odd_one(config: Aggregation) -> None:
+    current = Round(make(aggregation=config, clip_norm=BOUND))
+    current.end(attacked(current, -100.0))
+    seen = current.strategy.contributions.influence
+    assert set(seen) == set(NODES.values())
+    assert sum(one.share for one in seen.values()) == pytest.approx(1.0)
+    assert seen["west"].norm == pytest.approx(
+        100 * np.linalg.norm(contribution("west")["update"]["histology"]), rel=1e-5
+    )
+    assert seen["west"].clip_factor == pytest.approx(BOUND / seen["west"].norm, rel=1e-6)
+    assert seen["west"].share <= 0.5
+    assert all(one.clip_factor == min(1.0, BOUND / one.norm) for one in seen.values())
+    if config.kind == "robust":
+        assert seen["west"].share < min(one.share for site, one in seen.items() if site != "west")
+
+
+def test_shares_of_a_mean_by_hand() -> None:
+    current = Round(make(sites=["west", "east"], site_weights={"west": 3.0, "east": 1.0}))
+    arrays = {site: contribution(site) for site in ("west", "east")}
+    for site, length in (("west", 2.0), ("east", 6.0)):
+        arrays[site]["update"] = {"histology": np.array([length, 0, 0, 0], np.float32)}
+    current.end([current.reply(site, value) for site, value in arrays.items()])
+    seen = current.strategy.contributions.influence
+    assert (seen["west"].share, seen["east"].share) == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize("rule", ["geometric_median", "trimmed_mean"])
+@given(order=st.permutations(list(NODES.values())))
+def test_robust_order_of_arrival_changes_no_bit(rule: str, order: list[str]) -> None:
+    first, second = (Round(make(aggregation=Aggregation(kind="robust", rule=rule))) for _ in range(2))
+    expected, found = first.end(), second.end([second.reply(site) for site in order])
+    for branch in SIZES:
+        assert found[branch].tobytes() == expected[branch].tobytes()
+
+
+def test_robust_keeps_a_branch_that_nobody_trained_and_ignores_a_weight_of_zero() -> None:
+    found = Round(make(sites=["west", "east"], aggregation=ROBUST)).end()
+    assert found["genomics"].tobytes() == start_weights()["genomics"].tobytes()
+    weights = {"north": 1.0, "south": 1.0, "west": 1.0, "east": 0.0}
+    one = Round(make(site_weights=weights, aggregation=ROBUST)).end()
+    two = Round(make(sites=["north", "south", "west"], aggregation=ROBUST)).end()
+    np.testing.assert_allclose(one["histology"], two["histology"], rtol=1e-6)
+
+
+def test_robust_memory_sums_are_bounded_by_the_middle_site() -> None:
+    current = Round(make(aggregation=ROBUST))
+    replies = []
+    for site in NODES.values():
+        arrays = contribution(site)
+        counts = np.full(SLOTS[:2], 1000.0 if site == "west" else 2.0, np.float32)
+        arrays["statistics"]["counts.histology"] = counts
+        replies.append(current.reply(site, arrays))
+    current.end(replies)
+    np.testing.assert_allclose(current.strategy.contributions.statistics["counts.histology"], 8.0)
+
+
+def test_a_reply_that_the_check_refuses_leaves_no_trace() -> None:
+    def check(site: str, parcel: Parcel[TrainReply]) -> None:
+        if site == "west":
+            raise UserError("message-value", f"site {site}: no.")
+
+    current = Round(make(check=check))
+    found = current.end()
+    control = Round(make(sites=["north", "south", "east"]))
+    expected = control.end()
+    seen = current.strategy.contributions
+    assert seen.states.pop("west") == "refused:message-value"
+    assert trace(current.strategy) == trace(control.strategy)
+    for branch in SIZES:
+        assert found[branch].tobytes() == expected[branch].tobytes()
