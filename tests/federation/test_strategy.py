@@ -590,7 +590,7 @@ def test_shares_of_a_mean_by_hand() -> None:
 
 
 @pytest.mark.parametrize("rule", ["geometric_median", "trimmed_mean"])
-@given(order=st.permutations(list(NODES.values())))
+@pytest.mark.parametrize("order", [["east", "west", "south", "north"], ["west", "north", "east", "south"]])
 def test_robust_order_of_arrival_changes_no_bit(rule: str, order: list[str]) -> None:
     first, second = (Round(make(aggregation=Aggregation(kind="robust", rule=rule))) for _ in range(2))
     expected, found = first.end(), second.end([second.reply(site) for site in order])
