@@ -76,6 +76,10 @@ class Participant:
     device : where to compute
     say : shows a sentence on the site's own screen
     capture : record steps as CUDA graphs
+
+    Attributes
+    ----------
+    charged : what all messages made since the greeting cost in privacy
     """
 
     site: str
@@ -87,6 +91,7 @@ class Participant:
     capture: bool = False
     over: bool = False
     mistake: UserError | None = None
+    charged: list[Charge] = field(default_factory=list)
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
     _loaded_for: tuple[str, str, bool] | None = None
@@ -103,7 +108,7 @@ class Participant:
 
     def hello(self, request: Parcel[Hello]) -> tuple[HelloReply, Arrays]:
         """Read the cohort and say what the site is; no count, label or id."""
-        self.over, self.mistake, self._work = False, None, None
+        self.over, self.mistake, self._work, self.charged = False, None, None, []
         self._plan = SitePlan(request.run, request.body.federation)
         cohort, fingerprint = self._cohort(self._plan.config)
         return HelloReply(
@@ -220,7 +225,9 @@ class Participant:
 
     def take_charges(self) -> tuple[Charge, ...]:
         """What the message just made costs in privacy, to be debited before it is sent; empty if it costs nothing."""
-        return () if self._work is None else self._work.private.take_charges()
+        taken = () if self._work is None else self._work.private.take_charges()
+        self.charged += taken
+        return taken
 
     def evaluate(self, request: Parcel[Evaluate]) -> tuple[EvaluateReply, Arrays]:
         """Score a split; the final evaluation also writes the patients' predictions, which stay at the site."""
