@@ -21,19 +21,23 @@ from benchmarks.figures import Figure, print_figures
 from benchmarks.prepared import REAL_DATA
 from momkd_fl.cli.frame import OK, run_command
 from momkd_fl.cli.study import open_study, run_study, study_results
+from momkd_fl.config.study import RELEASED
 from momkd_fl.evaluation.results import Estimate
+from momkd_fl.federation.study_privacy import PrivacyRow
 from momkd_fl.federation.study_results import ALL, Pair, Row, StudyResults, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
+_SHARE = "share of anchors and slots, mean over cells"
 SPLITS = {"leave_one_site_out": "loso", "external": "external"}
 
 
 def figures_of(results: StudyResults) -> list[Figure]:
     """AUROC of every method, every difference asked for, and the targets; what cannot be estimated has no figure."""
     found = [figure for row in results.rows for figure in _of_row(results.study, row)]
+    released = {figure.figure: figure for row in results.privacy for figure in _of_privacy(results.study, row)}
     judged = {_name(results.study, one): _of_verdict(results.study, one) for one in results.verdicts}
     pairs = {_name(results.study, pair): _of_pair(results.study, pair) for pair in results.pairs}
-    found += [figure for figure in {**pairs, **judged}.values() if figure is not None]
+    found += [figure for figure in {**pairs, **released, **judged}.values() if figure is not None]
     share = Figure(
         f"study-{results.study}.finished", round(results.finished / max(results.cells, 1), 4), "share of cells"
     )
@@ -53,10 +57,29 @@ def _of_row(study: str, row: Row) -> Iterator[Figure]:
         yield Figure(f"{name}.within_site", round(row.within_site, 4), "AUROC, mean within site")
 
 
+def _of_privacy(study: str, row: PrivacyRow) -> Iterator[Figure]:
+    name = f"study-{study}.{row.task}.{SPLITS[row.split]}.{row.method}"
+    if row.share_released is not None:
+        yield Figure(f"{name}.share_released", round(row.share_released, 4), _SHARE)
+    for part, share in row.released.items():
+        yield Figure(f"{name}.share_released.{part}", round(share, 4), "share, mean over cells")
+    yield Figure(f"{name}.epsilon_spent", round(row.spent, 4), "ε, the site that spent most")
+    claims = {"run": row.epsilon_run, "anchors": row.epsilon_anchors, "memory": row.epsilon_memory}
+    for part, epsilon in claims.items():
+        if epsilon is not None:
+            given = "given the weights" if part == "memory" and row.conditional else "unconditional"
+            yield Figure(f"{name}.epsilon.{part}", round(epsilon, 4), f"ε, {given}")
+    for part, ratio in row.noise_to_signal.items():
+        yield Figure(f"{name}.noise_to_signal.{part}", round(ratio, 3), "expected from public numbers")
+    yield Figure(f"{name}.cells_with_a_site_dropped", row.dropped, f"of {row.cells} cells")
+
+
 def _name(study: str, one: Pair | Verdict) -> str:
     if isinstance(one, Verdict):
         target = one.target
         group, method, reference, ratio = target.group, target.method, target.reference, target.ratio
+        if reference == RELEASED:
+            return f"study-{study}.{one.task}.{SPLITS[one.split]}.{method}.share_released"
     else:
         group, method, reference, ratio = one.group, one.method, one.reference, one.what == "ratio"
     inside = "" if group == ALL else f".{group}"
@@ -68,6 +91,8 @@ def _of_pair(study: str, pair: Pair) -> Figure | None:
 
 
 def _of_verdict(study: str, one: Verdict) -> Figure | None:
+    if one.target.reference == RELEASED:
+        return _estimated(_name(study, one), one.estimate, _SHARE, f">={one.target.at_least:g}", one.holds)
     unit = "ratio" if one.target.ratio else f"AUROC, least at {one.where}" if one.where else "AUROC"
     return _estimated(_name(study, one), one.estimate, unit, f">={one.target.at_least:g}", one.holds)
 

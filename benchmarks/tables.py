@@ -56,6 +56,17 @@ SECTIONS = {
     ),
     "study-ablations": ("Ablations", "`make study ONLY=summary ARGS=ablations`: what each part is worth, on PR."),
     "study-crc": ("Real colorectal slides, as a study", "`make study ONLY=summary ARGS=crc`."),
+    "study-privacy": (
+        "What privacy costs",
+        "`make study ONLY=summary ARGS=privacy`: the semi-real cohort with one slot a class, so that noise leaves "
+        "something. `memory_8`: sums for the memory with noise, ε = 8 a training site at δ = 1e-5; `memory_weights_8`: "
+        "weights by DP-SGD too; `share_memory_8`: no weights leave, and the median of the sites' own students is "
+        "scored; `infinity`: the same without privacy; `noiseless`: the private path at ε = 10,000; "
+        "`random_orthogonal`: a memory that no patient has moved; `.random_memory`: its slots replaced when scoring. "
+        "`share_released`: of anchors and slots, those that any release moved. *Given the weights*: these leave "
+        "without noise, so that for the run as a whole ε is infinite; the anchors' own ε needs no condition. "
+        "`finished`: share of the plan's cells.",
+    ),
     "staleness": (
         "Staleness of the memory",
         "`make bench ONLY=staleness`: the synthetic cohort, twice from the same start for each of eight seeds. What "

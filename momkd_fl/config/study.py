@@ -14,6 +14,8 @@ Genomics = Literal["real", "shuffled_within_class", "shuffled"]
 SplitKind = Literal["leave_one_site_out", "external"]
 LOCAL = "local"
 """The method that a site's own model counts as; no method of a plan may have this name."""
+RELEASED = "released"
+"""What a target compares with to ask for a share of slots, instead of a difference of AUROCs."""
 
 
 class StudyCohort(Strict):
@@ -95,7 +97,8 @@ class Target(Strict):
     method: str = Field(description="The method.")
     reference: str = Field(
         description="What it is compared with: another method; 'every_local', each site's own model; 'median_local', "
-        "the median of them at every held-out site."
+        "the median of them at every held-out site; 'released': instead of a difference, the share of its anchors and "
+        "slots that any private release moved."
     )
     at_least: float = Field(description="Smallest difference of AUROC (or ratio) that is good enough.")
     ratio: bool = Field(False, description="Compare the ratio, not the difference.")
@@ -150,6 +153,8 @@ class StudyPlan(Strict):
     def _consistent(self) -> StudyPlan:
         if LOCAL in self.methods:
             raise ValueError(f"'{LOCAL}' is the name of the sites' own models; give the method another name")
+        if RELEASED in self.methods:
+            raise ValueError(f"'{RELEASED}' is what a target asks a share of slots by; give the method another name")
         for what, values in (("tasks", self.tasks), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} lists a value twice")

@@ -212,7 +212,11 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
         memory_epsilon=trained.memory_epsilon,
         anchors_epsilon=trained.anchors_epsilon,
         memory_conditional=trained.conditional,
-        slots_released={name: float(np.mean(moved)) for name, moved in outcome.state.released.items()},
+        slots_released={
+            name: float(np.mean(moved))
+            for name, moved in outcome.state.released.items()
+            if name in ("anchors", "slots")
+        },
         artefacts={role: {each.name: spoken(each) for each in found.artefacts} for role, found in accounts.items()},
     )
 

@@ -78,6 +78,10 @@ class Participant:
     say : shows a sentence on the site's own screen
     capture : record steps as CUDA graphs
     withdrawn : who no longer takes part, as the site's list says now
+
+    Attributes
+    ----------
+    charged : what all messages made since the greeting cost in privacy
     """
 
     site: str
@@ -90,6 +94,7 @@ class Participant:
     withdrawn: Callable[[], frozenset[str]] = frozenset
     over: bool = False
     mistake: UserError | None = None
+    charged: list[Charge] = field(default_factory=list)
     _plan: SitePlan | None = None
     _loaded: tuple[Cohort, Fingerprint] | None = field(default=None, repr=False)
     _loaded_for: tuple[str, str, bool, frozenset[str]] | None = None
@@ -106,7 +111,7 @@ class Participant:
 
     def hello(self, request: Parcel[Hello]) -> tuple[HelloReply, Arrays]:
         """Read the cohort and say what the site is; no count, label or id."""
-        self.over, self.mistake, self._work = False, None, None
+        self.over, self.mistake, self._work, self.charged = False, None, None, []
         self._plan = SitePlan(request.run, request.body.federation)
         cohort, fingerprint = self._cohort(self._plan.config)
         return HelloReply(
@@ -223,7 +228,9 @@ class Participant:
 
     def take_charges(self) -> tuple[Charge, ...]:
         """What the message just made costs in privacy, to be debited before it is sent; empty if it costs nothing."""
-        return () if self._work is None else self._work.private.take_charges()
+        taken = () if self._work is None else self._work.private.take_charges()
+        self.charged += taken
+        return taken
 
     def evaluate(self, request: Parcel[Evaluate]) -> tuple[EvaluateReply, Arrays]:
         """Score a split; the final evaluation also writes the patients' predictions, which stay at the site."""

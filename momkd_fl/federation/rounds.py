@@ -225,9 +225,10 @@ def _move(state: ServerState, seen: Contributions, config: FederationConfig) -> 
         genomic_weight=memory.genomic_weight,
         min_count=least,
     )
-    moved = np.any([moving(sums, counts, modality, least) for modality in sums], axis=0) & (not frozen)
-    ever = moved | state.released.get("slots", np.zeros(moved.shape, bool)).astype(bool)
-    return {**state.memory, "slots": slots}, movement, {**state.released, "slots": ever}
+    moved = {f"slots_{each}": moving(sums, counts, each, least) & (not frozen) for each in sums}
+    moved["slots"] = np.any(list(moved.values()), axis=0)
+    ever = {name: now | state.released.get(name, np.zeros_like(now)).astype(bool) for name, now in moved.items()}
+    return {**state.memory, "slots": slots}, movement, {**state.released, **ever}
 
 
 def _least_counts(state: ServerState, seen: Contributions, config: FederationConfig) -> float | dict[str, float]:

@@ -61,7 +61,7 @@ class ServerState:
     """State of round ``round``: weights, memory and server optimiser belong together.
 
     ``weights`` flat float32 by branch; ``memory`` slots and anchors; ``space`` the fixed genomic space; ``released``
-    which slots and anchors (C, K) any release has ever moved.
+    which ``anchors`` and ``slots`` (C, K) any release has ever moved, and ``slots_<modality>`` which by that modality.
     """
 
     run: str

@@ -13,7 +13,7 @@ from typing import Any
 
 from momkd_fl.config.base import parse
 from momkd_fl.config.federation import FederationConfig
-from momkd_fl.config.study import LOCAL, Genomics, SplitKind, StudyCohort, StudyMethod, StudyPlan
+from momkd_fl.config.study import LOCAL, RELEASED, Genomics, SplitKind, StudyCohort, StudyMethod, StudyPlan
 from momkd_fl.errors import UserError
 from momkd_fl.federation.comparators import Arm, Kind
 
@@ -136,8 +136,12 @@ def methods_of(plan: StudyPlan, hospitals: Hospitals, path: Path) -> list[Method
         raise UserError("study-method", f"{path}: two methods come to the same name. Rename one of them.")
     asked = [*plan.references, *(name for target in plan.targets for name in (target.method, target.reference))]
     local = {"every_local", "median_local"} if plan.local_sites else set()
+    if RELEASED in plan.references:
+        raise UserError(
+            "study-reference", f"{path}: '{RELEASED}' belongs to 'targets': it is no method to compare with."
+        )
     for name in asked:
-        if name not in names | local:
+        if name not in names | local | {RELEASED}:
             raise UserError(
                 "study-reference",
                 f"{path}: '{name}' stands in 'references' or 'targets' but is no method of the study; there are "
@@ -232,10 +236,16 @@ def _check(method: Method, plan: StudyPlan, hospitals: Hospitals, path: Path) ->
         {},
     )
     try:
-        probe.config(path.parent)
+        privacy = probe.config(path.parent).privacy
     except UserError as mistake:
         sentence = mistake.sentence.replace(f"{path.parent / 'federation.yaml'}: ", "")
         raise UserError("study-method", f"{path}: methods.{method.name}: {sentence}") from None
+    if privacy.share == "memory" and method.random_memory:
+        raise UserError(
+            "study-method",
+            f"{path}: methods.{method.name}: random_memory scores the shared weights again, and privacy.share: memory "
+            "shares none. Remove one of the two.",
+        )
 
 
 def _parsed(raw: dict[str, Any], model: type[StudyCohort], path: Path, where: str) -> StudyCohort:

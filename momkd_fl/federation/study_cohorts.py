@@ -24,6 +24,7 @@ from momkd_fl.data.cohort import Cohort
 from momkd_fl.data.fingerprint import Fingerprint
 from momkd_fl.errors import UserError
 from momkd_fl.federation.comparators import Arm, Shelf
+from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.study_cells import Cell, Hospitals
 from momkd_fl.synth.cohort import (
     DEMO_SITES,
@@ -182,7 +183,7 @@ class Library:
         default_factory=OrderedDict
     )
 
-    def shelf(self, cell: Cell, files: Mapping[str, Path]) -> Shelf:
+    def shelf(self, cell: Cell, files: Mapping[str, Path]) -> CellShelf:
         """The shelf a cell's participants read from."""
         cohorts, bags = self._data.setdefault(cell.data_key, ({}, {}))
         self._data.move_to_end(cell.data_key)
@@ -192,16 +193,22 @@ class Library:
         for site in cell.method.without_genomics:
             data = sites[site].data.model_copy(update={"genomics": None})
             sites[site] = sites[site].model_copy(update={"data": data})
-        return _CellShelf(sites, torch.device("cpu"), genomics=cell.method.genomics, cohorts=cohorts, bags=bags)
+        return CellShelf(sites, torch.device("cpu"), genomics=cell.method.genomics, cohorts=cohorts, bags=bags)
 
 
 @dataclass
-class _CellShelf(Shelf):
+class CellShelf(Shelf):
     """A shelf whose cohorts outlive it, with the expression that the method is to have."""
 
     genomics: Genomics = "real"
     cohorts: dict[Hashable, Read] = field(default_factory=dict)
     bags: dict[Hashable, BagCache[PatientBag]] = field(default_factory=dict)
+    participants: dict[str, Participant] = field(default_factory=dict)
+
+    def participant(self, name: str, arm: Arm, role: Literal["train", "evaluate"], folder: Path) -> Participant:
+        """As :meth:`Shelf.participant`; the last one of each name is kept, for what it was charged."""
+        self.participants[name] = super().participant(name, arm, role, folder)
+        return self.participants[name]
 
     def cohort(self, site: str, role: Literal["train", "evaluate"], federation: FederationConfig) -> Read:
         """The site's cohort in a role."""
@@ -213,6 +220,7 @@ class _CellShelf(Shelf):
             federation.training.standardise,
             federation.training.validation_fraction,
             federation.encoder,
+            federation.privacy.active,
         )
         expression = self.sites[site].data.genomics is not None
         key = (site, role, expression, *wanted)

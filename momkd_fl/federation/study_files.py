@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from momkd_fl.config.study import RELEASED
 from momkd_fl.evaluation.results import Estimate
+from momkd_fl.federation.study_privacy import PrivacyRow
 from momkd_fl.federation.study_results import StudyResults, Verdict
 from momkd_fl.training.checkpoint import write_durably
 
@@ -74,6 +76,8 @@ def markdown(results: StudyResults) -> str:
         parts += [*pairs, ""] if pairs else []
     for task, matrix in results.matrix.items():
         parts += [f"## {task}, each site's own model: trained at (rows), tested at", "", *_matrix(matrix), ""]
+    if results.privacy:
+        parts += ["## Privacy by patient", "", *_privacy(results.privacy), ""]
     if results.verdicts:
         parts += ["## Targets", "", *_targets(results.verdicts), ""]
     return "\n".join(parts)
@@ -117,14 +121,39 @@ def _matrix(matrix: dict[str, dict[str, float | None]]) -> list[str]:
     return lines
 
 
+def _privacy(rows: Sequence[PrivacyRow]) -> list[str]:
+    lines = [
+        "ε of a training site at the planned δ. *Run*: of all that leaves; ∞ where something leaves without noise. A "
+        "star: given the weights, which leave without noise. Released: the share that any release moved.",
+        "",
+        "| task | split | method | planned | spent | run | memory | anchors | anchors released | slots released "
+        "| by histology | by genomics | cells with a site dropped |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        parts = ("anchors", "slots", "slots_histology", "slots_genomics")
+        shares = " | ".join(f"{row.released[part]:.0%}" if part in row.released else "" for part in parts)
+        star = "*" if row.conditional else ""
+        lines.append(
+            f"| {row.task} | {_words(row.split)} | {row.method} | {_epsilon(row.epsilon)} | {_epsilon(row.spent)} | "
+            f"{_epsilon(row.epsilon_run)} | {_epsilon(row.epsilon_memory)}{star} | {_epsilon(row.epsilon_anchors)} | "
+            f"{shares} | {row.dropped} of {row.cells} |"
+        )
+    return lines
+
+
+def _epsilon(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
+
+
 def _targets(verdicts: Sequence[Verdict]) -> list[str]:
     lines = ["| task | split | comparison | target | came to | 95% interval | holds |", "|---|---|---|---|---|---|---|"]
     for one in verdicts:
         target = one.target
-        sign = "/" if target.ratio else "−"
+        sign = "/" if target.ratio else ":" if target.reference == RELEASED else "−"
         worst = f" (least: {one.where})" if one.where else ""
         holds = "not known" if one.holds is None else "yes" if one.holds else "**no**"
-        what = "ratio" if target.ratio else "difference"
+        what = "ratio" if target.ratio or target.reference == RELEASED else "difference"
         lines.append(
             f"| {one.task} | {_words(one.split)} | {target.method} {sign} {target.reference}{worst} | "
             f">= {target.at_least:g} | {_signed(one.estimate.value, what)} | {_interval(one.estimate)} | {holds} |"

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from momkd_fl.config.study import LOCAL, SplitKind, StudyPlan, Target
+from momkd_fl.config.study import LOCAL, RELEASED, SplitKind, StudyPlan, Target
 from momkd_fl.evaluation.comparison import Scores
 from momkd_fl.evaluation.hierarchical import Runs, SiteRuns, pooled_areas, pooled_difference, within_site_difference
 from momkd_fl.evaluation.metrics import Floats, auroc
 from momkd_fl.evaluation.results import Estimate
 from momkd_fl.federation.study_cells import Cell
+from momkd_fl.federation.study_privacy import PrivacyRow, privacy_rows
 from momkd_fl.federation.study_trainers import trainer_gains
 from momkd_fl.federation.study_work import cell_scores, is_finished, read_record
 
@@ -80,6 +81,7 @@ class StudyResults:
     pairs: list[Pair]
     matrix: dict[str, dict[str, dict[str, float | None]]]
     verdicts: list[Verdict]
+    privacy: list[PrivacyRow] = field(default_factory=list)
 
 
 @dataclass
@@ -161,7 +163,8 @@ def results_of(
     without_genomics : training sites without expression, which are also reported on their own when left out
     """
     blocks = read_blocks(plan, cells, out)
-    done = {cell.key: read_record(out, cell)["seconds"] for cell in cells if is_finished(out, cell)}
+    records = {cell.key: read_record(out, cell) for cell in cells if is_finished(out, cell)}
+    privacy = privacy_rows((cell, records[cell.key]) for cell in cells if cell.key in records)
     rows, pairs, verdicts = list[Row](), list[Pair](), list[Verdict]()
     for block in blocks:
         for group, inside, sites in _groups(block, subgroups, without_genomics):
@@ -169,16 +172,17 @@ def results_of(
             rows += [_row(plan, block, group, name, runs) for name, runs in grouped.items() if runs]
             pairs += _pairs(plan, block, group, grouped)
         pairs += _at_trainers(plan, block, out)
-        verdicts += _verdicts(plan, block, pairs)
+        verdicts += _verdicts(plan, block, pairs, privacy)
     return StudyResults(
         study=plan.name,
         cells=len({cell.key for cell in cells}),
-        finished=len(done),
-        seconds=float(sum(done.values())),
+        finished=len(records),
+        seconds=float(sum(record["seconds"] for record in records.values())),
         rows=rows,
         pairs=pairs,
         matrix={block.task: _matrix(plan, block.local) for block in blocks if block.local},
         verdicts=verdicts,
+        privacy=privacy,
     )
 
 
@@ -269,7 +273,7 @@ def _matrix(plan: StudyPlan, local: Mapping[int, Mapping[str, Mapping[str, Score
     return found
 
 
-def _verdicts(plan: StudyPlan, block: Block, pairs: Sequence[Pair]) -> list[Verdict]:
+def _verdicts(plan: StudyPlan, block: Block, pairs: Sequence[Pair], privacy: Sequence[PrivacyRow]) -> list[Verdict]:
     found = []
     for target in plan.targets:
         if target.tasks is not None and block.task not in target.tasks:
@@ -278,10 +282,15 @@ def _verdicts(plan: StudyPlan, block: Block, pairs: Sequence[Pair]) -> list[Verd
             continue
         if target.reference in ("every_local", "median_local"):
             estimate, where = _against_local(plan, block, target)
+        elif target.reference == RELEASED:
+            where, wanted = None, (block.task, block.split, target.method)
+            shares = [row.share_released for row in privacy if (row.task, row.split, row.method) == wanted]
+            share = shares[0] if shares else None
+            estimate = Estimate.not_estimable("no release of it has finished") if share is None else Estimate(share)
         else:
             where, what = None, "ratio" if target.ratio else "difference"
-            wanted = (block.task, block.split, target.group, target.method, target.reference, what)
-            known = [p for p in pairs if (p.task, p.split, p.group, p.method, p.reference, p.what) == wanted]
+            asked = (block.task, block.split, target.group, target.method, target.reference, what)
+            known = [p for p in pairs if (p.task, p.split, p.group, p.method, p.reference, p.what) == asked]
             estimate = known[0].estimate if known else Estimate.not_estimable("no seed has finished")
         holds = None if estimate.value is None else estimate.value >= target.at_least
         found.append(Verdict(target, block.task, block.split, estimate, holds, where))

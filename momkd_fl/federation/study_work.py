@@ -2,6 +2,8 @@
 
 ``OUT/cells/<key>/`` holds ``record.json`` and ``predictions/<site>.csv`` of every held-out site, the selected model's
 predictions for validation patients under ``validation/``, and those with a random memory under ``random_memory/``.
+Where no weights are shared, ``students/<trained>/`` holds the predictions of each site's own student, and those under
+``predictions`` are of the one that is the median at that hospital.
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ from momkd_fl import __version__
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.comparison import Scores
-from momkd_fl.evaluation.metrics import ScoreHistogram
+from momkd_fl.evaluation.metrics import ScoreHistogram, auroc
 from momkd_fl.federation.comparators import (
     POOLED,
     Arm,
-    Shelf,
     predictions_path,
     random_memory_scores,
     read_predictions,
@@ -34,8 +35,10 @@ from momkd_fl.federation.comparators import (
 )
 from momkd_fl.federation.coordinator import Outcome
 from momkd_fl.federation.outcome import checkpoint_digest
+from momkd_fl.federation.students_elsewhere import score_students
 from momkd_fl.federation.study_cells import Cell
-from momkd_fl.federation.study_cohorts import Library
+from momkd_fl.federation.study_cohorts import CellShelf, Library
+from momkd_fl.federation.study_privacy import privacy_record
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.training.checkpoint import write_durably
 
@@ -115,12 +118,15 @@ def keep_failure(out: Path, cell: Cell, failure: Failure, trace: str = "") -> Fa
     return failure
 
 
-def _train(cell: Cell, shelf: Shelf, work: Path, kept: Path) -> None:
+def _train(cell: Cell, shelf: CellShelf, work: Path, kept: Path) -> None:
     started = time.monotonic()
     config = cell.config(work / "run")
     arm = cell.arm
     outcome = _run(arm, config, shelf, work / "run")
     done = work / "done"
+    charged = {site: tuple(shelf.participants[site].charged) for site in outcome.state.members if site in cell.trained}
+    if config.privacy.share == "memory" and not cell.method.pooled:
+        _score_students(cell, config, outcome, shelf, work)
     _keep(predictions_path(work / "run", "*"), done / "predictions")
     _keep(predictions_path(work / "run", "*").with_name("predictions_validation.csv"), done / "validation")
     missing = [site for site in cell.tested if not (done / "predictions" / f"{site}.csv").exists()]
@@ -132,6 +138,8 @@ def _train(cell: Cell, shelf: Shelf, work: Path, kept: Path) -> None:
         random_memory_scores(config, outcome.state, shelf, work / "random", list(cell.tested))
         _keep(predictions_path(work / "random", "*"), done / "random_memory")
     record = _record(cell, outcome, time.monotonic() - started)
+    if config.privacy.active and not cell.method.pooled:
+        record["privacy"] = privacy_record(config, outcome, charged)
     (done / "record.json").write_text(json.dumps(record, indent=1), "utf-8")
     _sync(done)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +147,7 @@ def _train(cell: Cell, shelf: Shelf, work: Path, kept: Path) -> None:
         done.rename(kept)
 
 
-def _run(arm: Arm, config: FederationConfig, shelf: Shelf, folder: Path) -> Outcome:
+def _run(arm: Arm, config: FederationConfig, shelf: CellShelf, folder: Path) -> Outcome:
     """Train an arm; what the coordinator said last stands behind a mistake's sentence."""
     said = io.StringIO()
     try:
@@ -149,6 +157,28 @@ def _run(arm: Arm, config: FederationConfig, shelf: Shelf, folder: Path) -> Outc
         raise UserError(mistake.code, f"{mistake.sentence} Before that: {lines}") from mistake
     assert outcome is not None  # nobody stops it
     return outcome
+
+
+def _score_students(cell: Cell, config: FederationConfig, outcome: Outcome, shelf: CellShelf, work: Path) -> None:
+    """Every training site's student at the held-out sites; the median one's predictions stand for the cell.
+
+    The median is by AUROC at that hospital (of an even number the lower one), as ``momkd simulate`` reports it.
+    """
+    base = work / "students"
+    score_students(config, outcome.state, shelf, work / "run", base, list(cell.tested))
+    for site in cell.tested:
+        ranked = []
+        for trained in cell.trained:
+            path = predictions_path(base / f"own-{trained}", site)
+            scores = read_predictions(path, site)
+            ranked.append((auroc(scores.labels, scores.probabilities, class_minimum=1) or 0.0, trained, path))
+            kept = work / "done" / "students" / trained / f"{site}.csv"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept)
+        median = sorted(ranked)[(len(ranked) - 1) // 2]
+        chosen = predictions_path(work / "run", site)
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(median[2], chosen)
 
 
 def _keep(pattern: Path, folder: Path) -> None:
@@ -184,7 +214,7 @@ def _record(cell: Cell, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "digest": checkpoint_digest(outcome),
         "rounds": len(history),
         "chosen_round": best.round,
-        "validation_auroc": ScoreHistogram.from_arrays(best.scores).auroc(minimum=1),
+        "validation_auroc": ScoreHistogram.from_arrays(best.scores).auroc(minimum=1) if best.scores else None,
         "validation_auroc_by_round": [_rounded(one.auroc) for one in history],
         "memory": {
             "slot_movement_rad": _rounded_all([one.slot_movement_rad for one in history]),

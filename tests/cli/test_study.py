@@ -148,6 +148,36 @@ def test_a_cell_that_fails_is_noted_and_the_others_go_on(
     assert failure["code"] in said
 
 
+@pytest.mark.process
+def test_private_cells_say_what_they_claim_spend_and_release(write_plan: Write, tmp_path: Path) -> None:
+    private = {"memory": "local", "epsilon": 8, "releases": 1, "site_patients": 500}
+    methods = {
+        "infinity": {"memory": {"slots": 1}},
+        "memory": {"memory": {"slots": 1, "assignment": "hard"}, "privacy": private},
+        "alone": {"memory": {"slots": 1, "assignment": "hard"}, "privacy": {**private, "share": "memory"}},
+    }
+    training = {"patients_per_step": 8, "learning_rate": 1e-3, "precision": "fp32", "standardise": "none"}
+    base = {"model": {"hidden_dim": 16, "memory_dim": 8}, "training": training, "genes": {"panel": "pam50"}}
+    own = {"methods": methods, "base": {**base, "rounds": {"count": 1}}, "local_sites": False, "splits": ["external"]}
+    targets = [{"method": "memory", "reference": "released", "at_least": 0.5}]
+    plan, out = write_plan(tmp_path, **own, references=[], targets=targets), tmp_path / "out"
+    assert main.main(study(plan, out, "--jobs", "1")) == 0
+    found = {record["method"]: record for record in records(out).values()}
+    assert "privacy" not in found["infinity"]
+    given = found["memory"]["privacy"]
+    assert given["spent"]["ash"] == pytest.approx(8.0)
+    assert given["spent"]["birch"] < 8.0, "it has no genomics, so releases less"
+    assert (given["epsilon_run"], given["conditional"], given["dropped"]) == (None, True, [])
+    assert set(given["released"]) == {"anchors", "slots", "slots_genomics", "slots_histology"}
+    assert found["alone"]["privacy"]["epsilon_run"] == pytest.approx(8.0)
+    assert (found["memory"]["validation_auroc"], found["memory"]["chosen_round"]) == (None, 1)
+    cell = out / "cells" / found["alone"]["key"]
+    kept = {path.parent.name: path.read_bytes() for path in cell.glob("students/*/holly.csv")}
+    assert set(kept) == {"ash", "birch"}
+    assert (cell / "predictions" / "holly.csv").read_bytes() in kept.values()
+    assert "## Privacy by patient" in (out / "results.md").read_text("utf-8")
+
+
 def test_a_finished_study_trains_nothing(
     write_plan: Write, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +212,21 @@ def test_two_studies_do_not_write_to_one_folder(
         ({"methods": {"a": {"without_genomics": ["oak"]}}}, "names 'oak', which is no training site"),
         ({"methods": {"local": {}}}, "'local' is the name of the sites' own models"),
         ({"base": {"memory": {"slots": [1, 2]}}}, "'base' holds a list"),
+        ({"references": ["released"]}, "'released' belongs to 'targets'"),
+        ({"methods": {"released": {}}}, "'released' is what a target asks a share of slots by"),
+        (
+            {
+                "methods": {
+                    "a": {
+                        "random_memory": True,
+                        "memory": {"slots": 1, "assignment": "hard"},
+                        "training": {"standardise": "none"},
+                        "privacy": {"share": "memory"},
+                    }
+                }
+            },
+            "methods.a: random_memory scores the shared weights again",
+        ),
         ({"references": ["teacher"]}, "'teacher' stands in 'references' or 'targets' but is no method"),
         ({"tasks": []}, "'tasks'"),
         ({"cohort": {"kind": "demo"}, "tasks": ["KRAS"]}, "the cohort has no task 'KRAS'; choose from PR"),
