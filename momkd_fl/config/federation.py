@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from momkd_fl.config.aggregation import Aggregation
 from momkd_fl.config.base import FilePath, Strict
 from momkd_fl.config.privacy import Privacy, breaks_privacy
 from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
@@ -238,6 +239,7 @@ class FederationConfig(Strict):
     training: Training = Field(default_factory=lambda: Training())
     genes: Genes = Field(default_factory=lambda: Genes())
     privacy: Privacy = Field(default_factory=lambda: Privacy())
+    aggregation: Aggregation = Field(default_factory=lambda: Aggregation())
     strategy: Strategy = Field(default_factory=lambda: Strategy())
     rounds: Rounds = Field(default_factory=lambda: Rounds())
     seed: int = Field(0, ge=0, description="Seed of everything that is not a key or noise.")
@@ -249,6 +251,11 @@ class FederationConfig(Strict):
     tls: Tls | None = Field(None, description="The server's certificates. Needed by momkd-server.")
     consortium: Consortium | None = Field(
         None, description="The consortium's allow-list, held against 'members'. Needed by momkd-server."
+    )
+    signing_key: FilePath | None = Field(
+        None,
+        description="The coordinator's Ed25519 private key (PEM, mode 0600), as its certificate names it. Needed by "
+        "momkd-server with aggregation 'secagg'.",
     )
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 

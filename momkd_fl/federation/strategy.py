@@ -25,13 +25,15 @@ from momkd_fl.federation import messages
 from momkd_fl.federation.messages import TRAIN, Arrays, Train, TrainReply
 
 Shapes = Mapping[str, tuple[int, ...]]
+Flat = dict[str, NDArray[np.float64]]
 
 
 @dataclass
 class Contributions:
     """What the sites of one round sent, summed; and who they were.
 
-    ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``.
+    ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``. Of a secure sum there is nothing by site but
+    that: ``bodies`` and ``update_norms`` are empty, ``losses_by_class`` and ``means`` are given.
     """
 
     states: dict[str, str] = field(default_factory=dict)
@@ -40,6 +42,23 @@ class Contributions:
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     update_norms: dict[str, float] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
+    losses_by_class: NDArray[np.float64] | None = None
+    means: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def loss_sum(self) -> NDArray[np.float64]:
+        """Validation losses by class (C,), over the sites."""
+        if self.losses_by_class is not None:
+            return self.losses_by_class
+        return np.asarray(np.sum([body.loss_sum for body in self.bodies.values()], axis=0), np.float64)
+
+    def mean(self, kind: str) -> dict[str, float]:
+        """Means over the sites that measured it, by name; ``kind``: ``losses``, ``monitors`` or ``seconds``."""
+        if self.means is not None:
+            return dict(self.means.get(kind, {}))
+        told: list[Mapping[str, float]] = [getattr(body, kind) for body in self.bodies.values()]
+        names = dict.fromkeys(name for one in told for name in one)
+        return {name: float(np.mean([one[name] for one in told if name in one])) for name in names}
 
     @property
     def trained(self) -> list[str]:
@@ -56,6 +75,7 @@ class MemoryFedAvg(FedAvg):
         self.participants: dict[int, str] = {}
         self.contributions = Contributions()
         self._weights: dict[str, NDArray[np.float32]] = {}
+        self._summed: Flat | None = None
 
     def serve(
         self,
@@ -105,8 +125,29 @@ class MemoryFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the replies as they come; None when fewer than the quorum could be used."""
+        totals, shares = self._taken(server_round, replies)
+        if len(self.contributions.trained) < self.quorum:
+            return None, None
+        target = {
+            branch: self._weights[branch] + (total / shares[branch] if shares[branch] else 0.0)
+            for branch, total in totals.items()
+        }
+        return as_record(target), None
+
+    def take_sum(self, seen: Contributions, update: Flat) -> None:
+        """Instead of replies: the weighted sum of the differences over the sites that ``seen`` calls trained."""
+        self.contributions, self._summed = seen, update
+
+    def _taken(self, server_round: int, replies: Iterable[Message]) -> tuple[Flat, dict[str, float]]:
+        """Weighted sums of the differences by branch, and the weights in them."""
         totals = {branch: np.zeros(value.shape, np.float64) for branch, value in self._weights.items()}
         shares = dict.fromkeys(totals, 0.0)
+        if self._summed is not None:
+            summed, self._summed = self._summed, None
+            for branch, total in summed.items():
+                inside = [site for site in self.contributions.trained if branch in self.reply_shapes(site)["update"]]
+                totals[branch], shares[branch] = total, sum(self.site_weights[site] for site in inside)
+            return totals, shares
         for reply in replies:
             site = self.participants.get(reply.metadata.src_node_id)
             if site is None or self.contributions.states[site] != "missing":
@@ -116,13 +157,7 @@ class MemoryFedAvg(FedAvg):
             for branch, difference in update.items():
                 totals[branch] += np.float64(self.site_weights[site]) * difference  # not rounded before it is summed
                 shares[branch] += self.site_weights[site]
-        if len(self.contributions.trained) < self.quorum:
-            return None, None
-        target = {
-            branch: self._weights[branch] + (total / shares[branch] if shares[branch] else 0.0)
-            for branch, total in totals.items()
-        }
-        return as_record(target), None
+        return totals, shares
 
     def _accept(self, site: str, reply: Message, server_round: int) -> dict[str, NDArray[np.float32]]:
         """Check one reply whole and add it; an unacceptable one changes nothing but the site's state."""

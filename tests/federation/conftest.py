@@ -268,7 +268,9 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> Cal
     """``(members, root=..., **sections)``: a configuration and its participants, without keys or network."""
     torch.set_num_threads(1)
 
-    def make(members: dict[str, str], root: Path | None = None, **sections: Any) -> InProcess:
+    def make(
+        members: dict[str, str], root: Path | None = None, hospitals: Path = hospitals, **sections: Any
+    ) -> InProcess:
         root = tmp_path_factory.mktemp("in_process") if root is None else root
         raw = {**RUN, "output_dir": str(root / "server"), **sections}
         raw["members"] = {site: {"role": role} for site, role in members.items()}

@@ -132,7 +132,7 @@ def test_the_update_is_no_longer_than_agreed(finished) -> None:
     _, whole = restarted(consortium.participants["ash"]).train(train_request(state))
     limit = 0.25 * norm(whole["update"])
     site = restarted(consortium.participants["ash"])
-    site._ready(state.run)
+    site.ready(state.run)
     assert site._work is not None
     training = site._work.config.training.model_copy(update={"update_norm_max": limit})
     site._work.config = site._work.config.model_copy(update={"training": training})
@@ -171,7 +171,7 @@ def test_a_small_count_is_withheld_from_the_cohort_that_is_sent(finished) -> Non
     task = sent.tasks["PR"]
     assert None in (sent.patients, task.labelled), "together they would give the small count away by subtraction"
     cohort = restarted(consortium.participants["holly"])
-    cohort._ready(state.run)
+    cohort.ready(state.run)
     assert cohort._work is not None
     small = [count for count in cohort._work.cohort.exclusions.values() if 0 < count < 11]
     assert small, "this cohort has a small count to withhold"
