@@ -218,7 +218,9 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
         anchors_epsilon=trained.anchors_epsilon,
         memory_conditional=trained.conditional,
         slots_released={name: float(np.mean(moved)) for name, moved in outcome.state.released.items()},
-        artefacts={role: {each.name: spoken(each) for each in found.artefacts} for role, found in accounts.items()},
+        artefacts={
+            role: {each.name: spoken(each, config) for each in found.artefacts} for role, found in accounts.items()
+        },
     )
 
 
