@@ -80,7 +80,7 @@ class Site(Participant):
 
     def statistics_under(self, run: str, arrays: Arrays) -> MemoryStatistics:
         """Sums over the training patients under ``weights`` and ``memory``; leaves training as it was."""
-        work = self._ready(run)
+        work = self.ready(run)
         return work.statistics(work.receive(arrays))
 
 

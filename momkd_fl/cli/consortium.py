@@ -108,7 +108,7 @@ def write_federation(path: Path, run: Mapping[str, Any], sites: Mapping[str, str
     """The coordinator's file: ``run`` (name, task, encoder, ...) plus members by role, address and certificates."""
     members = {site: {"certificate": str(keys / site / f"{site}.crt"), "role": role} for site, role in sites.items()}
     raw = dict(run) | {"members": members, "listen": {"host": HOST, "port": port}, "tls": _tls(keys, "server")}
-    raw["consortium"] = _consortium(keys, "server")
+    raw |= {"consortium": _consortium(keys, "server"), "signing_key": str(keys / "server" / "server.sign.key")}
     _write(path, raw)
 
 

@@ -33,7 +33,9 @@ def plan_of_run(file: Path, *, as_json: bool) -> int:
             "dpsgd_sigma": plan.steps.sigma if plan.steps else None,
             "releases": dict(plan.releases),
             "worth": {part: vars(one) for part, one in worths.items()},
-            "artefacts": {role: {each.name: spoken(each) for each in one.artefacts} for role, one in accounts.items()},
+            "artefacts": {
+                role: {each.name: spoken(each, config) for each in one.artefacts} for role, one in accounts.items()
+            },
         }
         print(json.dumps(found))
     else:

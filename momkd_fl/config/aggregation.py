@@ -13,15 +13,16 @@ TRIMMED_SITES_MIN = 5
 
 
 class Aggregation(Strict):
-    """How answers become one (docs/robust.md); public, told to the sites. A bare word is the kind.
+    """How answers become one (docs/robust.md, docs/secure-aggregation.md); public, told to the sites.
 
-    Under both kinds the coordinator sees each site's answer.
+    A bare word is the kind. Under 'plain' and 'robust' the coordinator sees each site's answer.
     """
 
-    kind: Literal["plain", "robust"] = Field(
+    kind: Literal["plain", "robust", "secagg"] = Field(
         "plain",
         description="'plain': the mean of what the sites send, each no longer than clip_norm; 'robust': a middle that "
-        "fewer than half of the sites cannot carry away, at the price of holding all their answers at once.",
+        "fewer than half of the sites cannot carry away, at the price of holding all their answers at once; 'secagg': "
+        "the coordinator sees sums over at least three sites, and no site's part of them.",
     )
     clip_norm: float | None = Field(
         None,
@@ -39,6 +40,23 @@ class Aggregation(Strict):
         2000.0,
         ge=1,
         description="Patients with which one site counts at most in the memory's sums; more are scaled down to it.",
+    )
+    fraction_bits: int = Field(
+        32, ge=8, le=40, description="secagg: a number is rounded to 2^-bits, or coarser where its range is wide."
+    )
+    update_limit: float = Field(
+        1024.0, gt=0, le=1e6, description="secagg: largest norm of a site's weight difference; it scales a longer one."
+    )
+    sums_limit: float = Field(
+        2.0**20, gt=1, le=2.0**30, description="secagg: range of the memory's sums and counts, scores and losses."
+    )
+    threshold: int | None = Field(
+        None, ge=3, le=50, description="secagg: sites that must stay to the end; none: two thirds of n, and one."
+    )
+    step_deadline_s: float = Field(
+        60.0,
+        gt=0,
+        description="secagg: how long each of the four steps after the training waits for its sites, in seconds.",
     )
 
     @model_validator(mode="before")

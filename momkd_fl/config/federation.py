@@ -265,6 +265,11 @@ class FederationConfig(Strict):
     consortium: Consortium | None = Field(
         None, description="The consortium's allow-list, held against 'members'. Needed by momkd-server."
     )
+    signing_key: FilePath | None = Field(
+        None,
+        description="The coordinator's Ed25519 private key (PEM, mode 0600), as its certificate names it. Needed by "
+        "momkd-server with aggregation 'secagg'.",
+    )
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 
     @model_validator(mode="after")

@@ -15,8 +15,9 @@ from momkd_fl.errors import UserError
 
 ANY: Final = "*"
 MINIMUM_CELL: Final = 11
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Run = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9_.-]{0,54})$")]
-Dtype = Literal["float32", "uint64"]
+Dtype = Literal["float32", "uint64", "uint8"]
 
 
 class TensorRule(Strict):
@@ -75,6 +76,19 @@ class SmallNumbers(Strict):
     )
 
 
+class Summed(Strict):
+    """What leaves as part of a secure sum only, whatever the coordinator asks for (docs/secure-aggregation.md)."""
+
+    required: bool = Field(
+        False, description="Weights, sums, scores and losses leave only masked, for a sum over at least three sites."
+    )
+    peers: dict[str, PublicKey] = Field(
+        default_factory=dict,
+        description="Ed25519 public keys (hexadecimal) of the sites that count towards the least number in a sum; "
+        "none: every site on the consortium's allow-list.",
+    )
+
+
 class Budget(Strict):
     """The most that all messages together, of all runs, may tell about one patient."""
 
@@ -95,6 +109,7 @@ class Policy(Strict):
     messages: dict[str, MessageRule] = Field(description="Kinds of messages that may leave; any other is refused.")
     dp_required: PrivacyRequired = Field(default_factory=lambda: PrivacyRequired())
     small_numbers: SmallNumbers = Field(default_factory=lambda: SmallNumbers())
+    summed: Summed = Field(default_factory=lambda: Summed())
     budget: Budget = Field(default_factory=lambda: Budget())
 
     @field_validator("expires", mode="before")

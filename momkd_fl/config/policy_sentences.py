@@ -24,6 +24,7 @@ def sentences(policy: Policy) -> Iterator[str]:
     yield from _messages(policy)
     yield from _noise(policy)
     yield from _small(policy)
+    yield from _summed(policy)
     budget = policy.budget
     yield (
         f"All private releases of all runs together may cost one patient at most ε = {budget.epsilon:g} at "
@@ -55,6 +56,18 @@ def _noise(policy: Policy) -> Iterator[str]:
             yield f"The {what} leave only with noise of differential privacy, added at this site."
         else:
             yield f"The {what} may leave WITHOUT noise: their ε is then infinite, whatever the budget says."
+
+
+def _summed(policy: Policy) -> Iterator[str]:
+    if policy.summed.required:
+        yield "What depends on patients leaves only masked, for a sum over at least three sites; never in the clear."
+    else:
+        yield (
+            "The coordinator may ask for all of it IN THE CLEAR. Where it asks for a secure sum, a line on 'train' or "
+            "another question names what goes into the sum, and 'mask' how it leaves."
+        )
+    if policy.summed.peers:
+        yield f"Of the sites in a sum only these count, each with its key: {', '.join(sorted(policy.summed.peers))}."
 
 
 def _small(policy: Policy) -> Iterator[str]:

@@ -32,9 +32,12 @@ SOURCES: Final[Mapping[str, str]] = {
     "evaluate.scores": "scores of the final model",
     "evaluate.loss_sum": "scores of the final model",
     "evaluate.cohort": "description of the cohort",
+    **dict.fromkeys(("join", "deal", "mask", "consent", "unmask"), "keys, shares and masked vectors of secure sums"),
     "finish": "farewell",
 }
 """Each kind of reply, field by field where it has several, and which line of the list stands for it."""
+HOLDERS: Final = "which classes and splits the site has enough patients of"
+"""Told beforehand where sums are secure, so that no sum is over fewer than three sites."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,14 @@ def account(config: FederationConfig, role: Role = "train") -> Account:
     )
 
 
-def spoken(artefact: Artefact) -> str:
-    """How an artefact leaves, in a word or two."""
+def spoken(artefact: Artefact, config: FederationConfig) -> str:
+    """How an artefact leaves, in a few words: with noise or without, and whether anybody sees one site's."""
     if not artefact.depends_on_data:
         return "public"
-    return "without noise" if artefact.charge is None else "with noise, charged"
+    how = "without noise" if artefact.charge is None else "with noise, charged"
+    if config.aggregation.kind != "secagg":
+        return how
+    return f"{how}, in the clear" if artefact.name == HOLDERS else f"{how}, summed over sites"
 
 
 def sentences(config: FederationConfig) -> list[str]:
@@ -91,7 +97,7 @@ def sentences(config: FederationConfig) -> list[str]:
             continue
         found = account(config, role)
         lines.append(f"What leaves a site with role '{role}':")
-        lines += [f"- {each.name}: {spoken(each)}" for each in found.artefacts]
+        lines += [f"- {each.name}: {spoken(each, config)}" for each in found.artefacts]
         lines.append(_headline(found, config.privacy.delta))
     return lines
 
@@ -148,18 +154,26 @@ def _training(config: FederationConfig, plan: PrivatePlan) -> list[Artefact]:
         Artefact("choice of the round, early stopping", measured),
         Artefact("threshold and calibration", measured),
     ]
-    return [*found, *_measurements(config)]
+    return [*found, *_secure(config), *_measurements(config)]
 
 
 def _evaluating(config: FederationConfig) -> list[Artefact]:
     found = [Artefact(SOURCES["hello"], False), Artefact(SOURCES["plan"], False)]
-    return [*found, *_measurements(config)]
+    return [*found, *_secure(config), *_measurements(config)]
+
+
+def _secure(config: FederationConfig) -> list[Artefact]:
+    """What secure sums themselves let out: in a run with noise no site says which classes it has enough of."""
+    if config.aggregation.kind != "secagg":
+        return []
+    return [Artefact(HOLDERS, not config.privacy.active), Artefact(SOURCES["mask"], False)]
 
 
 def _measurements(config: FederationConfig) -> list[Artefact]:
     measured = config.privacy.measured
+    described = measured and config.aggregation.kind != "secagg"  # no count of one site leaves then
     return [
         Artefact(SOURCES["evaluate.scores"], measured),
-        Artefact(SOURCES["evaluate.cohort"], measured),
+        Artefact(SOURCES["evaluate.cohort"], described),
         Artefact(SOURCES["finish"], False),
     ]

@@ -23,8 +23,10 @@ from momkd_fl.federation.messages import (
     FINISH,
     HELLO,
     INITIALISE,
+    JOIN,
     PLAN,
     SELECT,
+    SUM_STEPS,
     TRAIN,
     Kind,
     TrainReply,
@@ -32,6 +34,9 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.participant import Participant, site_participant
 from momkd_fl.federation.preflight import check_site, refuse_failures
+from momkd_fl.federation.sum_keys import SumKeys
+from momkd_fl.federation.sum_site import SumSite
+from momkd_fl.security.signing import load_signing_key
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
@@ -54,7 +59,13 @@ ENDS_HERE = frozenset(
 
 
 def make_client_app(
-    participant: Participant, say: Say, log: JsonLog | None = None, metrics: ClientMetrics | None = None, *, gate: Gate
+    participant: Participant,
+    say: Say,
+    log: JsonLog | None = None,
+    metrics: ClientMetrics | None = None,
+    *,
+    gate: Gate,
+    keys: SumKeys | None = None,
 ) -> ClientApp:
     """The ClientApp of one site. All code is here, installed at the site; messages bring data only.
 
@@ -63,6 +74,7 @@ def make_client_app(
     A mistake at the site becomes its sentence on the site's own screen and its stable code to the coordinator.
     """
     app = ClientApp()
+    sums = SumSite(participant, gate, keys)
 
     def serve(kind: Kind[Any, Any], request: Message, work: Callable[..., tuple[Any, messages.Arrays]]) -> Message:
         try:
@@ -70,7 +82,7 @@ def make_client_app(
             gate.note_withdrawn(participant.withdrawn())
             parcel = open_request(request, kind)
             body, arrays = work(parcel)
-            charges, task = participant.take_charges(), participant.task
+            charges, task = (*participant.take_charges(), *sums.take_charges()), participant.task
             reply = gate.send(kind, request, parcel, body, arrays, task=task, charges=charges)
         except UserError as mistake:
             say(str(mistake))
@@ -90,11 +102,11 @@ def make_client_app(
 
     @app.query("hello")
     def hello(request: Message, context: Context) -> Message:
-        return serve(HELLO, request, participant.hello)
+        return serve(HELLO, request, sums.hello)
 
     @app.query("select")
     def select(request: Message, context: Context) -> Message:
-        return serve(SELECT, request, participant.select)
+        return serve(SELECT, request, sums.in_the_clear(SELECT))
 
     @app.query("plan")
     def plan(request: Message, context: Context) -> Message:
@@ -102,15 +114,25 @@ def make_client_app(
 
     @app.query("initialise")
     def initialise(request: Message, context: Context) -> Message:
-        return serve(INITIALISE, request, participant.initialise)
+        return serve(INITIALISE, request, sums.in_the_clear(INITIALISE))
 
     @app.train()
     def train(request: Message, context: Context) -> Message:
-        return serve(TRAIN, request, participant.train)
+        return serve(TRAIN, request, sums.in_the_clear(TRAIN))
 
     @app.evaluate()
     def evaluate(request: Message, context: Context) -> Message:
-        return serve(EVALUATE, request, participant.evaluate)
+        return serve(EVALUATE, request, sums.in_the_clear(EVALUATE))
+
+    @app.query("join")
+    def join(request: Message, context: Context) -> Message:
+        return serve(JOIN, request, sums.join)
+
+    for kind in SUM_STEPS[1:]:
+
+        @app.query(kind.name)
+        def later(request: Message, context: Context, kind: Kind[Any, Any] = kind) -> Message:
+            return serve(kind, request, sums.step(kind))
 
     @app.query("finish")
     def finish(request: Message, context: Context) -> Message:
@@ -167,7 +189,9 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
             coordinator_sha256=gate.policy.coordinator_sha256,
         )
         context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        app = make_client_app(participant, say, log, metrics, gate=gate)
+        assert config.egress is not None  # or there were no gate
+        keys = SumKeys(load_signing_key(config.egress.signing_key), membership.peers)
+        app = make_client_app(participant, say, log, metrics, gate=gate, keys=keys)
         try:
             session.run(app, context, stop, lambda _: participant.over)
         finally:

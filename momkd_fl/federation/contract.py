@@ -13,7 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from momkd_fl.config.policy import ANY, Budget, MessageRule, Policy, SmallNumbers, TensorRule, policy_from
 from momkd_fl.errors import UserError
-from momkd_fl.federation.messages import ARRAYS_BYTES_MAX, Arrays, Body
+from momkd_fl.federation.messages import (
+    ARRAYS_BYTES_MAX,
+    MASK,
+    SUM_STEPS,
+    Arrays,
+    Body,
+    EvaluateReply,
+    TrainReply,
+)
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps
 from momkd_fl.security.detached import signed_content
 
@@ -29,10 +37,19 @@ TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "train": ("update.histology", "update.genomics", *_STATISTICS, *_GENOMIC, "scores.counts"),
     "evaluate": ("scores.counts",),
+    "join": ("secagg.keys",),
+    "deal": ("secagg.shares",),
+    "mask": ("secagg.masked",),
+    "consent": ("secagg.signature",),
+    "unmask": ("secagg.opened",),
     "finish": (),
 }  # fmt: skip
 """Every tensor that a reply of this version can carry, by kind of message."""
-TO_EVALUATORS: Final = ("hello", "plan", "evaluate", "finish")
+TO_EVALUATORS: Final = ("hello", "plan", "evaluate", *(kind.name for kind in SUM_STEPS), "finish")
+MASKED_BYTES: Final = 8
+"""A masked number's; the plain one has 4."""
+PROTOCOL_BYTES: Final = 1 << 20
+"""Room for keys, shares and signatures of as many sites as a sum can have."""
 RUN_SUFFIX: Final = r"-[0-9a-f]{8}"
 """What the coordinator puts after a run's name to make its id."""
 
@@ -85,20 +102,22 @@ def refuse_expired(policy: Policy, today: date) -> None:
         )
 
 
-def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date) -> None:
+def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *, summed: bool = False) -> None:
     """Refuse a message that the contract does not name, line by line.
 
     Parameters
     ----------
     sent : int
-        Messages of this kind that left in this run already.
+        Messages of this kind that left in this run already, or answers to it that went into a sum.
+    summed : bool
+        It does not leave as it is, but goes into a secure sum.
 
     Raises
     ------
     UserError
         ``contract-expired``, ``contract-run``, ``contract-message``, ``contract-times``, ``contract-bytes``,
         ``contract-tensor``, ``contract-numbers``, ``contract-shape``, ``contract-dtype``, ``contract-dp-memory``,
-        ``contract-dp-weights``.
+        ``contract-dp-weights``, ``contract-summed``.
     """
     refuse_expired(policy, today)
     kind, rule = outgoing.kind, policy.messages.get(outgoing.kind)
@@ -121,6 +140,12 @@ def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date) -
     _refuse_tensors(kind, rule, outgoing.arrays)
     _refuse_size(kind, rule, outgoing)
     _refuse_without_noise(policy, outgoing)
+    if policy.summed.required and not summed and _of_patients(outgoing):
+        raise UserError(
+            "contract-summed",
+            f"A '{kind}' message holds what depends on patients, in the clear, and the contract wants it to leave in "
+            "sums only (summed.required). Nothing was sent. The federation's 'aggregation' must be 'secagg'.",
+        )
 
 
 def run_pattern(run: str) -> str:
@@ -172,6 +197,17 @@ def _fits(shape: tuple[int, ...], asked: list[int | None]) -> bool:
     return len(shape) == len(asked) and all(want in (None, size) for size, want in zip(shape, asked, strict=True))
 
 
+def _of_patients(outgoing: Outgoing) -> bool:
+    """Whether a message has numbers from patients in it that no mask hides."""
+    if outgoing.kind in {kind.name for kind in SUM_STEPS}:
+        return False
+    body = outgoing.body
+    told = isinstance(body, TrainReply) and bool(body.losses or body.loss_sum or body.monitors or body.seconds)
+    if isinstance(body, EvaluateReply):
+        told = bool(body.loss_sum) or body.cohort.patients is not None or bool(body.cohort.tasks)
+    return told or any(outgoing.arrays.values())
+
+
 def _refuse_without_noise(policy: Policy, outgoing: Outgoing) -> None:
     required = policy.dp_required
     noisy = any(isinstance(charge, GaussianReleases) for charge in outgoing.charges)
@@ -209,6 +245,11 @@ def contract_for(
         kind: MessageRule(bytes_max=bytes_max if names else 1 << 20, tensors=dict.fromkeys(names, tensor))
         for kind, names in kinds.items()
     }
+    for kind in SUM_STEPS:
+        masked = min(2 * MASKED_BYTES * numbers_max, ARRAYS_BYTES_MAX) if kind is MASK else PROTOCOL_BYTES
+        protocol = TensorRule(numbers_max=masked, dtype="uint8")
+        tensors = dict.fromkeys(TENSORS[kind.name], protocol)
+        rules[kind.name] = MessageRule(bytes_max=masked + (1 << 16), tensors=tensors)
     return Policy(
         site=site,
         coordinator_sha256=coordinator_sha256,

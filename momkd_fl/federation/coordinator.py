@@ -12,6 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Disagreement
@@ -24,7 +27,7 @@ from momkd_fl.federation.closing import Chosen, Closing, Evaluations
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
 from momkd_fl.federation.initialise import Start, initialise
-from momkd_fl.federation.messages import SHARED_SECTIONS, HelloReply, Parcel, TrainReply
+from momkd_fl.federation.messages import SELECT, SHARED_SECTIONS, HelloReply, Parcel, Select, TrainReply
 from momkd_fl.federation.plan import SitePlan, save_model
 from momkd_fl.federation.private_plan import must_be_useful, private_plan, released_in, slots_release
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
@@ -32,11 +35,16 @@ from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
+from momkd_fl.federation.sum_keys import SumKeys
+from momkd_fl.federation.sum_parts import select_parts
+from momkd_fl.federation.sums import SecureSums, must_be_summable
 from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
+from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 CHANGEABLE: Mapping[str, Any] = {
-    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls", "consortium"), True),
+    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls", "consortium", "signing_key"), True),
+    "aggregation": {"step_deadline_s"},
     "rounds": {"quorum", "deadline_s", "gather_s"},
     "members": {"__all__": {"certificate", "config"}},
 }
@@ -50,6 +58,7 @@ class Outcome:
     """A finished run: its state, what was selected, and the sites' own evaluations (by split, by site).
 
     ``differing`` are the fields in which sites differ from the federation, whether that stopped them or not.
+    ``held_out``: with secure sums, the score histogram of all sites that evaluate, together.
     """
 
     state: ServerState
@@ -57,6 +66,7 @@ class Outcome:
     evaluations: dict[str, Evaluations]
     failures: list[tuple[str, str]]
     differing: list[Disagreement] = field(default_factory=list)
+    held_out: states.Arrays = field(default_factory=dict)
 
 
 class Coordinator:
@@ -72,6 +82,8 @@ class Coordinator:
         Ends the run in order when set.
     traffic : callable
         Bytes (sent, received) by site so far.
+    keys : SumKeys, optional
+        What secure sums are signed with; needed where the configuration asks for them.
     fresh : bool
         Start anew even where a checkpoint could be resumed; the old one is kept under another name.
     """
@@ -85,10 +97,17 @@ class Coordinator:
         traffic: Traffic,
         *,
         fresh: bool = False,
+        keys: SumKeys | None = None,
     ) -> None:
         self.config, self.watch, self.stop, self.traffic = config, watch, stop, traffic
         self.grid: SiteGrid = AnchoringGrid(grid, Anchors(config.output_dir / anchors.FILE))
         self.checkpoint = config.output_dir / "checkpoint.safetensors"
+        self.secure: SecureSums | None = None
+        if config.aggregation.kind == "secagg":
+            must_be_summable(config)
+            if keys is None:
+                raise UserError("sum-keys-missing", "aggregation 'secagg' needs the coordinator's signing key.")
+            self.secure = SecureSums(config, self.grid, keys, config.output_dir, watch)
         self.failures: list[tuple[str, str]] = []
         self.stopped: list[Disagreement] = []
         if fresh and self.checkpoint.exists():
@@ -116,14 +135,14 @@ class Coordinator:
         state = run_rounds(state, self._course(state, layout, admitted))
         if self.stop.is_set():
             return None
-        closing = Closing(self.config, self.grid, self.watch, self.failures)
+        closing = Closing(self.config, self.grid, self.watch, self.failures, self.secure)
         chosen = closing.choose(state)
         state = state.after(best=chosen.best)
         states.save(self.checkpoint, state)
         self._admit(state, self.grid.online() - set(state.members))
         evaluations = closing.evaluate(state, chosen)
         differing = self.stopped + warned(self.config, state.members)
-        outcome = Outcome(state, chosen, evaluations, self.failures, differing)
+        outcome = Outcome(state, chosen, evaluations, self.failures, differing, closing.held_out)
         closing.farewell(state, chosen)
         self._keep_model(state, chosen)
         return outcome
@@ -206,7 +225,7 @@ class Coordinator:
             )
         genomic = [site for site in trainers if hellos[site].genomics] if panel else []
         with self.watch.phase("init"):
-            start = Start(self.config, self.grid, run, trainers, genomic)
+            start = Start(self.config, self.grid, run, trainers, genomic, self.secure, state.members)
             state = initialise(state, start, lambda sentence: self.watch.say(sentence, "initialise"))
         return state, planned
 
@@ -218,8 +237,34 @@ class Coordinator:
         asked = [site for site, hello in hellos.items() if hello.genomics and hello.role == "train"]
         with self.watch.phase("init"):
             return learn_panel(
-                self.grid, self.config, run, asked, panel, lambda sentence: self.watch.say(sentence, "select_genes")
+                self.grid,
+                self.config,
+                run,
+                asked,
+                panel,
+                lambda sentence: self.watch.say(sentence, "select_genes"),
+                None if self.secure is None else lambda body: self._secure_selection(run, body, asked, hellos),
             )
+
+    def _secure_selection(
+        self, run: str, body: Select, sites: Collection[str], hellos: Mapping[str, HelloReply]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The sums that a panel is learnt from, as one secure sum; every class must be held by three of the sites."""
+        assert self.secure is not None
+        parts = select_parts(self.config, len(body.candidates))
+        members = {site: hello.model_dump() for site, hello in hellos.items()}
+        total = self.secure.must(SELECT, body, {}, parts, sites, members=members, run=run, what="genes.panel 'learnt'")
+        wanted = {part.source.removeprefix("statistics.") for part in parts}
+        gates = {part.gate for part in parts}
+        held = all(sum(gate in hellos[site].holds for site in sites) >= HOLDERS_MIN for gate in gates if gate)
+        found = total.group("statistics")
+        if not held or total.withheld or set(found) != wanted:
+            raise UserError(
+                "sum-failed",
+                "genes.panel 'learnt': fewer than three sites have enough patients of every class with genes, so that "
+                "no sum of them is seen. Name a panel in genes.panel, or set it to 'shared'.",
+            )
+        return found
 
     def _greet(
         self, run: str, sites: Collection[str], members: Mapping[str, Mapping[str, Any]]
@@ -284,7 +329,7 @@ class Coordinator:
             config.strategy,
             run=state.run,
             site_weights=weights,
-            quorum=config.rounds.quorum,
+            quorum=config.rounds.quorum if self.secure is None else HOLDERS_MIN,
             reply_shapes=lambda site: reply_shapes(config, layout, state.memory, state.members[site]["genomics"]),
             on_reply=self.watch.replied,
             released_in=lambda round: released_in(config, round),
@@ -302,6 +347,7 @@ class Coordinator:
             admit=lambda sites: self._admit(state, sites),
             save=lambda now: states.save(self.checkpoint, now),
             traffic=self.traffic,
+            sums=self.secure,
             admitted=admitted,
         )
 

@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
+from momkd_fl.config.aggregation import Aggregation
 from momkd_fl.config.base import parse
 from momkd_fl.config.federation import FederationConfig, Member
-from momkd_fl.config.policy import ANY
+from momkd_fl.config.policy import ANY, Summed
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.load import load_cohort
 from momkd_fl.errors import UserError
@@ -66,7 +67,12 @@ def dry_run(site: SiteConfig, federation: FederationConfig, out: Path, say: Say)
         say(f"Not sent, but written: {written[-1]}")
 
     named = federation.name if policy.runs == [ANY] or federation.name in policy.runs else policy.runs[0]
-    alone = federation.model_copy(update={"members": {site.site: Member(role=site.role)}, "name": named})
+    if federation.aggregation.kind == "secagg":
+        say("This run's answers go into secure sums; what is written is what goes into them, before it is masked.")
+        policy = policy.model_copy(update={"summed": Summed()})
+    plain = Aggregation()  # a sum has three sites, and a dry run one
+    changes = {"members": {site.site: Member(role=site.role)}, "name": named, "aggregation": plain}
+    alone = federation.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="momkd-dry-run-") as scratch:
         trial = site.model_copy(update={"state_dir": Path(scratch)})
         participant = site_participant(trial, say)

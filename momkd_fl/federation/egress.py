@@ -19,7 +19,18 @@ from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
 from momkd_fl.federation.books import Books
 from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside
-from momkd_fl.federation.messages import ANCHOR, ARRAYS_BYTES_MAX, Arrays, Body, Evaluate, Kind, Parcel, answer
+from momkd_fl.federation.messages import (
+    ANCHOR,
+    ARRAYS_BYTES_MAX,
+    MASK,
+    Arrays,
+    Body,
+    Evaluate,
+    Kind,
+    MaskReply,
+    Parcel,
+    answer,
+)
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.small_numbers import Split, suppressed
 from momkd_fl.privacy.accountant import Charge
@@ -78,6 +89,31 @@ class Gate:
         if self._books is not None:
             self._books.enter_withdrawn(patients)
 
+    def hold(
+        self,
+        kind: Kind[Any, Any],
+        parcel: Parcel[Any],
+        body: Body,
+        arrays: Arrays,
+        *,
+        task: str,
+        charges: tuple[Charge, ...],
+    ) -> tuple[Body, Arrays]:
+        """What of an answer may go into a secure sum: the contract's lines and small numbers hold as for a message.
+
+        Nothing leaves by it. The masked message is debited and entered when it goes through :meth:`send`.
+
+        Raises
+        ------
+        UserError
+            As :func:`~momkd_fl.federation.contract.refuse_outside` and
+            :func:`~momkd_fl.federation.small_numbers.suppressed`.
+        """
+        outgoing = Outgoing(parcel.run, parcel.round, kind.name, task, body, arrays, charges)
+        sent = sum(self._sent.get((parcel.run, name), 0) for name in (kind.name, _masked(kind.name)))
+        refuse_outside(self.policy, outgoing, sent, self._today(), summed=True)
+        return suppressed(outgoing, _split(parcel), self.policy.small_numbers, self._publications)
+
     def send(
         self,
         kind: Kind[Any, Any],
@@ -99,16 +135,26 @@ class Gate:
             :class:`~momkd_fl.security.ledger.Ledger`. Then nothing may leave.
         """
         outgoing = Outgoing(parcel.run, parcel.round, kind.name, task, body, arrays, charges)
-        refuse_outside(self.policy, outgoing, self._sent.get((parcel.run, kind.name), 0), self._today())
+        refuse_outside(self.policy, outgoing, self._count(parcel.run, kind), self._today())
         body, arrays = suppressed(outgoing, _split(parcel), self.policy.small_numbers, self._publications)
         reply = answer(kind, request, parcel, body, arrays)
         if self._books is not None:
             self._account(self._books, outgoing, reply)
         else:
-            self._sent[parcel.run, kind.name] = self._sent.get((parcel.run, kind.name), 0) + 1
+            entered = _entered(outgoing)
+            self._sent[parcel.run, entered] = self._sent.get((parcel.run, entered), 0) + 1
         if self._watch is not None:
             self._watch(outgoing, reply)
         return reply
+
+    def _count(self, run: str, kind: Kind[Any, Any]) -> int:
+        """Messages of a kind so far in a run; masked ones are entered by the question that they answer."""
+        masked = f"{MASK.name}-" if kind is MASK else None
+        return sum(
+            count
+            for (of, name), count in self._sent.items()
+            if of == run and (name == kind.name or (masked is not None and name.startswith(masked)))
+        )
 
     @staticmethod
     def _account(books: Books, outgoing: Outgoing, reply: Message) -> None:
@@ -116,13 +162,22 @@ class Gate:
         digest = payload_digest(reply.content)
         attempt = f"{outgoing.run}/{outgoing.round}/{outgoing.kind}/{digest[:16]}"
         spent = books.debit(attempt, digest, outgoing.charges)
-        books.enter(outgoing.run, outgoing.round, outgoing.kind, digest, payload_bytes(reply), spent)
+        books.enter(outgoing.run, outgoing.round, _entered(outgoing), digest, payload_bytes(reply), spent)
         reply.content[ANCHOR] = receipt(books.key, digest, books.anchor)
 
     def close(self) -> None:
         """Let another process of the site open its books."""
         if self._books is not None:
             self._books.close()
+
+
+def _masked(question: str) -> str:
+    return f"{MASK.name}-{question}"
+
+
+def _entered(outgoing: Outgoing) -> str:
+    """What the ledger calls a message: of a masked one, also what it answers."""
+    return _masked(outgoing.body.question) if isinstance(outgoing.body, MaskReply) else outgoing.kind
 
 
 def payload_bytes(message: Message) -> int:

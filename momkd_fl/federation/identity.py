@@ -16,6 +16,7 @@ from momkd_fl.config.site import Connection as ConnectionSettings
 from momkd_fl.config.site import Consortium, SiteConfig, Tls
 from momkd_fl.data.check import Finding
 from momkd_fl.errors import UserError
+from momkd_fl.federation.sum_keys import Peers
 from momkd_fl.federation.transport import Proxy
 from momkd_fl.security.allowlist import AllowList, parse_allow_list, read_allow_list
 from momkd_fl.security.charter import read_charter
@@ -68,6 +69,7 @@ class Membership:
     def __init__(self, consortium: Consortium, tls: Tls, site: str) -> None:
         self._held = HeldList(consortium.seen, read_charter(consortium.charter, tls.ca))
         self._certificate, self._party = tls.certificate, party_of(tls.certificate)
+        self._coordinator: bytes | None = None
         if self._party.name != site:
             raise UserError(
                 "site-name-mismatch",
@@ -99,9 +101,17 @@ class Membership:
         self.allow_list = self._held.offer(newest, where)
         self.allow_list.refuse_outsider(self._party, "site", str(self._certificate))
         server = x509.load_der_x509_certificate(shown or b"")
-        self.allow_list.refuse_outsider(
-            party_in(server, Path("the coordinator's certificate")), "server", "The coordinator"
-        )
+        coordinator = party_in(server, Path("the coordinator's certificate"))
+        self.allow_list.refuse_outsider(coordinator, "server", "The coordinator")
+        self._coordinator = bytes.fromhex(coordinator.signing_key)
+
+    def peers(self) -> Peers:
+        """Whose signatures count in a secure sum: the coordinator that was met, and the sites now on the list."""
+        if self._coordinator is None:
+            raise UserError(
+                "sum-coordinator-unmet", "A secure sum was begun before the coordinator's certificate was seen."
+            )
+        return Peers(self._coordinator, self.allow_list.identities())
 
 
 class Admission:
@@ -196,13 +206,13 @@ def tell_of_ends(
         log.event("credential_ending", level="warning", credential=credential, days_left=round(days, 1))
 
 
-def _refuse_other_signer(signing_key: Path, certificate: Path) -> None:
+def refuse_other_signer(signing_key: Path, certificate: Path, where: str) -> None:
     """Raise UserError ``signing-key-other`` unless the certificate, and so the list, names the key that signs."""
     if load_signing_key(signing_key).public_key().public_bytes_raw().hex() != party_of(certificate).signing_key:
         raise UserError(
             "signing-key-other",
             f"{signing_key}: is not the signing key that {certificate} names, so nobody could tell who signed. Set "
-            "egress.signing_key to the key that was made with the certificate's request.",
+            f"{where} to the key that was made with the certificate's request.",
         )
 
 
@@ -217,7 +227,7 @@ def membership_findings(site: SiteConfig) -> Iterator[Finding]:
     try:
         current = Membership(site.consortium, site.tls, site.site).allow_list
         if site.egress is not None:
-            _refuse_other_signer(site.egress.signing_key, site.tls.certificate)
+            refuse_other_signer(site.egress.signing_key, site.tls.certificate, "egress.signing_key")
     except UserError as mistake:
         yield Finding("allow-list", "FAIL", mistake.sentence, code=mistake.code)
         return

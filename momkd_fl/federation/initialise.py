@@ -8,9 +8,10 @@ fixed and sent -> ``anchors`` (a few rounds of spherical k-means within each cla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from momkd_fl.federation.messages import INITIALISE, Arrays, Initialise, Initial
 from momkd_fl.federation.private_plan import anchors_release, least_counts, means_release, private_plan
 from momkd_fl.federation.site_sums import combined, gene_sums
 from momkd_fl.federation.state import ServerState
+from momkd_fl.federation.sum_parts import start_parts
+from momkd_fl.federation.sums import SecureSums
 from momkd_fl.model.memory import SPACE
 from momkd_fl.privacy.mechanism import Release
 
@@ -42,15 +45,17 @@ class Start:
     run: str
     trainers: Collection[str]
     genomic: Collection[str]
+    secure: SecureSums | None = None
+    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def sums(self, step: str, iteration: int, sites: Collection[str], arrays: Arrays, shapes: Shapes) -> Flat:
-        """Ask ``sites`` for one step's sums and add them.
+        """Ask ``sites`` for one step's sums and add them; with ``secure``, only their sum is seen.
 
         Raises
         ------
         UserError
-            ``initialise-failed`` when a site does not answer or answers what cannot be: the start needs everyone
-            who is in, since a slot that begins without a site's patients begins elsewhere.
+            ``sum-failed``; ``initialise-failed`` when a site does not answer or answers what cannot be: the start
+            needs everyone who is in, since a slot that begins without a site's patients begins elsewhere.
         """
 
         def exact(site: str, parcel: Parcel[InitialiseReply]) -> None:
@@ -59,6 +64,8 @@ class Start:
             check_start(site, step, statistics, self.release(shapes))
 
         body = Initialise.model_validate({"step": step, "iteration": iteration})
+        if self.secure is not None:
+            return self._secure_sums(self.secure, body, sites, arrays, shapes)
         wait_s = self.config.rounds.deadline_s
         answers = ask_all(
             self.grid, INITIALISE, body, sites, run=self.run, round=0, timeout_s=wait_s, arrays=arrays, check=exact
@@ -85,6 +92,23 @@ class Start:
         if "sums.means" in shapes:
             return means_release(self.config, sigma, shapes["sums.means"][-1])
         return anchors_release(self.config, sigma, shapes["sums.genomics"][-1])
+
+    def _secure_sums(
+        self, secure: SecureSums, body: Initialise, sites: Collection[str], arrays: Arrays, shapes: Shapes
+    ) -> Flat:
+        """As :meth:`sums`, over the sites that stayed; zeros for a class that fewer than three of them hold."""
+        total = secure.must(
+            INITIALISE,
+            body,
+            arrays,
+            start_parts(self.config, body.step, shapes),
+            sites,
+            members=self.members,
+            run=self.run,
+            what=f"initialisation step '{body.step}'",
+        )
+        found = total.group("statistics")
+        return {name: np.asarray(found.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()}
 
     def tell(self, sites: Collection[str], arrays: Arrays) -> None:
         """Send the fixed result."""

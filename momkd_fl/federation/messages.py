@@ -13,6 +13,7 @@ Groups of arrays
 ``statistics``  sums and counts per modality, class and slot; or the sums of one initialisation step,
              or those that a panel is learnt from.
 ``scores``   score histograms per class (C, bins) of validation or test patients.
+``secagg``   one signed message of secure aggregation, its bytes as they are (docs/secure-aggregation.md).
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ ANCHOR = "anchor"
 """Record beside a message's own: heads of a site's books (anchor.py). It is no part of what the message says."""
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
-Arrays = dict[str, dict[str, NDArray[np.float32]]]
+SECAGG = "secagg"
+"""Group of bytes; all other groups hold float32."""
+Arrays = dict[str, dict[str, NDArray[Any]]]
 
 
 class Body(BaseModel):
@@ -86,6 +89,11 @@ class HelloReply(Body):
     genes: list[str] = Field(description="Gene symbols the site has; no values.")
     fingerprint: dict[str, str | float | int | None]
     clock_unix_s: float
+    holds: list[str] = Field(
+        default_factory=list,
+        description="With secure aggregation: classes and splits of which the site has enough patients to take part "
+        "in their sums, never how many.",
+    )
 
 
 class Plan(Body):
@@ -154,6 +162,55 @@ class EvaluateReply(Body):
     cohort: Cohort
 
 
+Question = Literal["select", "initialise", "train", "evaluate"]
+
+
+class Join(Body):
+    """First step of a secure sum: a question whose answer is to be summed, and the manifest among the arrays."""
+
+    question: Question
+    body: str = Field(description="The question's own JSON body.")
+    site_weights: dict[str, float] = Field(description="Public weights other than 1, the same for every site.")
+
+
+class JoinReply(Body):
+    """The answer is ready; the site's keys travel as bytes."""
+
+
+class Deal(Body):
+    """Second step: every site's keys."""
+
+
+class DealReply(Body):
+    """Sealed shares for the other sites."""
+
+
+class Mask(Body):
+    """Third step: the shares dealt to the site."""
+
+
+class MaskReply(Body):
+    """The masked answer; the one message of the five that holds something of patients."""
+
+    question: Question
+
+
+class Consent(Body):
+    """Fourth step: whose masked answer arrived."""
+
+
+class ConsentReply(Body):
+    """A signature over that set."""
+
+
+class Unmask(Body):
+    """Fifth step: the sites' signatures."""
+
+
+class UnmaskReply(Body):
+    """Shares that take the masks off the sum."""
+
+
 class Finish(Body):
     """The run is over at this site."""
 
@@ -207,7 +264,21 @@ EVALUATE = Kind(
     "evaluate", "evaluate", Evaluate, EvaluateReply, frozenset({"weights", "memory"}), frozenset({"scores"})
 )
 FINISH = Kind("finish", "query.finish", Finish, FinishReply, frozenset({"weights", "memory"}))
-KINDS = (HELLO, SELECT, PLAN, INITIALISE, TRAIN, EVALUATE, FINISH)
+_BYTES = frozenset({SECAGG})
+JOIN = Kind("join", "query.join", Join, JoinReply, _BYTES | {"weights", "memory", "space"}, _BYTES)
+DEAL = Kind("deal", "query.deal", Deal, DealReply, _BYTES, _BYTES)
+MASK = Kind("mask", "query.mask", Mask, MaskReply, _BYTES, _BYTES)
+CONSENT = Kind("consent", "query.consent", Consent, ConsentReply, _BYTES, _BYTES)
+UNMASK = Kind("unmask", "query.unmask", Unmask, UnmaskReply, _BYTES, _BYTES)
+SUM_STEPS: tuple[Kind[Any, Any], ...] = (JOIN, DEAL, MASK, CONSENT, UNMASK)
+INCOMING: Mapping[str, str] = {
+    "join": "manifest", "deal": "roster", "mask": "delivery", "consent": "survivors", "unmask": "consents",
+}  # fmt: skip
+OUTGOING: Mapping[str, str] = {
+    "join": "keys", "deal": "shares", "mask": "masked", "consent": "signature", "unmask": "opened",
+}  # fmt: skip
+"""What the bytes of each step are called, from the coordinator and from the site."""
+KINDS: tuple[Kind[Any, Any], ...] = (HELLO, SELECT, PLAN, INITIALISE, TRAIN, EVALUATE, *SUM_STEPS, FINISH)
 
 
 @dataclass(frozen=True)
@@ -283,7 +354,7 @@ def _seal(kind: str, body: Body, run: str, round: int, arrays: Arrays) -> Record
     records: dict[str, Any] = {"envelope": envelope}
     for group, members in arrays.items():
         records[group] = ArrayRecord(
-            {name: Array(np.asarray(value, dtype=np.float32, order="C")) for name, value in members.items()}
+            {name: Array(np.asarray(value, dtype=_dtype(group), order="C")) for name, value in members.items()}
         )
     return RecordDict(records)
 
@@ -328,11 +399,15 @@ def _open_arrays(message: Message, kind: str, groups: frozenset[str], sender: st
             total += len(array.data)
             if total > ARRAYS_BYTES_MAX:
                 raise UserError("message-schema", f"{sender}: arrays of {kind} exceed {ARRAYS_BYTES_MAX} bytes.")
-            arrays[group][name] = _decode(array, f"{sender}: {group}.{name}")
+            arrays[group][name] = _decode(array, _dtype(group), f"{sender}: {group}.{name}")
     return arrays
 
 
-def _decode(array: Array, where: str) -> NDArray[np.float32]:
+def _dtype(group: str) -> np.dtype[Any]:
+    return np.dtype(np.uint8 if group == SECAGG else np.float32)
+
+
+def _decode(array: Array, wanted: np.dtype[Any], where: str) -> NDArray[Any]:
     """A read-only view of the array's bytes; nothing is allocated before the header is checked."""
     stream = io.BytesIO(array.data)
     try:
@@ -343,9 +418,10 @@ def _decode(array: Array, where: str) -> NDArray[np.float32]:
     offset = stream.tell()
     plain = all(type(size) is int and 0 <= size <= ARRAYS_BYTES_MAX for size in shape) and len(shape) <= DIMENSIONS_MAX
     count = math.prod(shape) if plain else -1
-    if dtype != np.float32 or fortran or tuple(array.shape) != shape or len(array.data) - offset != 4 * count:
-        raise UserError("message-schema", f"{where} is not float32 of its declared shape; message dropped.")
-    value = np.frombuffer(array.data, dtype=np.float32, count=count, offset=offset).reshape(shape)
+    whole = len(array.data) - offset == wanted.itemsize * count
+    if dtype != wanted or fortran or tuple(array.shape) != shape or not whole:
+        raise UserError("message-schema", f"{where} is not {wanted} of its declared shape; message dropped.")
+    value = np.frombuffer(array.data, dtype=wanted, count=count, offset=offset).reshape(shape)
     if not np.isfinite(value).all():
         raise UserError("message-not-finite", f"{where} holds NaN or infinity; message dropped.")
     return value

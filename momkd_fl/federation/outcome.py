@@ -43,11 +43,12 @@ from momkd_fl.evaluation.results_file import write_results
 from momkd_fl.evaluation.transfer import validation_transfer, with_transfer
 from momkd_fl.federation.artefacts import account, spoken
 from momkd_fl.federation.coordinator import Outcome, config_digest
-from momkd_fl.federation.state import RoundRecord
+from momkd_fl.federation.state import Arrays, RoundRecord
 
 Origin = Literal["synthetic", "simulation", "federation"]
 MEASURED = "AUROC of the training sites' validation patients together, from their summed score histograms"
 AGREED = "agreement beforehand: the last round, since no score may leave the sites"
+TOGETHER = "held-out sites together"
 PAIRS: Sequence[tuple[Method, Method]] = (
     ("federated", "pooled"),
     ("federated", "local_median"),
@@ -155,10 +156,8 @@ def with_data_digest(results: Results, states_dir: Path) -> Results:
 def binned_scores(outcome: Outcome) -> dict[Method, Models]:
     """Held-out patients as their sites' score histograms show them: scores at the middle of their bin."""
     parts = []
-    for site, parcel in sorted(outcome.evaluations.get("test", {}).items()):
-        if "scores" not in parcel.arrays:
-            continue
-        counts = ScoreHistogram.from_arrays(parcel.arrays["scores"]).counts
+    for site, members in _histograms(outcome).items():
+        counts = ScoreHistogram.from_arrays(members).counts
         if len(counts) != 1:
             return {}  # more than two classes: one score per patient does not describe them
         label, place = np.nonzero(counts[0])
@@ -188,6 +187,14 @@ def checkpoint_digest(outcome: Outcome) -> str:
     return digest.hexdigest()
 
 
+def _histograms(outcome: Outcome) -> dict[str, Arrays]:
+    """Score histograms of held-out patients by site; of a secure sum one, of all those sites together."""
+    if outcome.held_out:
+        return {TOGETHER: outcome.held_out}
+    found = sorted(outcome.evaluations.get("test", {}).items())
+    return {site: parcel.arrays["scores"] for site, parcel in found if "scores" in parcel.arrays}
+
+
 def _cohorts(config: FederationConfig, outcome: Outcome) -> list[Cohort]:
     """What each site said of its cohort; of a listed site that did not, only its part in the federation."""
     told = {site: parcel.body.cohort for split in outcome.evaluations.values() for site, parcel in split.items()}
@@ -206,7 +213,7 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
     trained = accounts["train"]
     return Protection(
         "mutual_tls" if origin == "federation" else "in_process",
-        "plain",
+        config.aggregation.kind,
         {site: None if math.isinf(epsilon) else epsilon for site, epsilon in costs.items()},
         delta=config.privacy.delta if config.privacy.noisy else None,
         memory_epsilon=trained.memory_epsilon,
@@ -217,7 +224,9 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
             for name, moved in outcome.state.released.items()
             if name in ("anchors", "slots")
         },
-        artefacts={role: {each.name: spoken(each) for each in found.artefacts} for role, found in accounts.items()},
+        artefacts={
+            role: {each.name: spoken(each, config) for each in found.artefacts} for role, found in accounts.items()
+        },
     )
 
 
@@ -300,10 +309,8 @@ def _matrix(
 
 def _binned_curves(task: str, outcome: Outcome) -> list[Curve]:
     total: ScoreHistogram | None = None
-    for parcel in outcome.evaluations.get("test", {}).values():
-        if "scores" not in parcel.arrays:
-            continue
-        one = ScoreHistogram.from_arrays(parcel.arrays["scores"])
+    for members in _histograms(outcome).values():
+        one = ScoreHistogram.from_arrays(members)
         total = one if total is None else total + one
     curve = None if total is None else binned_roc_curve(total, task=task, method="federated")
     return [] if curve is None else [curve]

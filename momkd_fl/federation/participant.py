@@ -105,6 +105,16 @@ class Participant:
         """Task of the run at hand; empty before the first greeting."""
         return "" if self._plan is None else str(self._plan.federation.get("task", ""))
 
+    def config_of(self, run: str) -> FederationConfig:
+        """The shared settings of ``run``, also after a restart (raises UserError ``plan-missing``)."""
+        known = self._plan is not None and self._plan.run == run
+        plan = self._plan if known and self._plan is not None else load_plan(self.state_dir, run)
+        return plan.config
+
+    def cohort_for(self, config: FederationConfig) -> Cohort:
+        """The site's data as a federation's settings ask."""
+        return self._cohort(config)[0]
+
     def give_up(self, mistake: UserError) -> None:
         """End this site's part: its own files or its plan cannot be used."""
         self.mistake, self.over = mistake, True
@@ -157,14 +167,14 @@ class Participant:
             raise UserError("plan-missing", f"Run {request.run} sent a plan before its greeting.")
         self._plan = self._plan.after(panel=tuple(request.body.panel), architecture=request.body.architecture)
         self._work = None
-        work = self._ready(request.run)
+        work = self.ready(request.run)
         save_plan(self.state_dir, self._plan)
         self._say_if_small(work)
         return PlanReply(architecture=architecture_hash(work.shape)), {}
 
     def initialise(self, request: Parcel[Initialise]) -> tuple[InitialiseReply, Arrays]:
         """Sums of one step of the start, or the fixed genomic space to keep."""
-        work = self._ready(request.run)
+        work = self.ready(request.run)
         work.private.take_charges()  # of a message that was never made
         step, space = request.body.step, request.arrays.get("space", {})
         if step == "fixed":
@@ -197,7 +207,7 @@ class Participant:
         """One round: validate and sum under what came, then train from it and answer the difference."""
         if self.role != "train":
             raise UserError("role-mismatch", f"Site '{self.site}' evaluates only; it was asked to train.")
-        work = self._ready(request.run)
+        work = self.ready(request.run)
         work.private.take_charges()  # of a message that was never made
         memory = work.receive(request.arrays)
         self.say(f"Round {request.round}: training.")
@@ -234,7 +244,7 @@ class Participant:
 
     def evaluate(self, request: Parcel[Evaluate]) -> tuple[EvaluateReply, Arrays]:
         """Score a split; the final evaluation also writes the patients' predictions, which stay at the site."""
-        work = self._ready(request.run)
+        work = self.ready(request.run)
         split = request.body.split
         scored = work.score(work.receive(request.arrays), split)
         if request.body.final:
@@ -256,7 +266,7 @@ class Participant:
             path = self.state_dir / "model.safetensors"
             arrays = dict(request.arrays)
             if self._plan.config.privacy.share == "memory" and self.role == "train":
-                work = self._ready(request.run)
+                work = self.ready(request.run)
                 arrays["weights"] = get_weights(work.model, work.layout)
             threshold, calibration = body.threshold, body.calibration
             if self.role == "train" and not self._plan.config.privacy.measured:
@@ -273,7 +283,7 @@ class Participant:
         """
         from momkd_fl.evaluation.calibration_choice import choose_calibration  # scipy, which a round does without
 
-        work = self._ready(request.run)
+        work = self.ready(request.run)
         scored = work.score(work.receive(request.arrays), "validation")
         histogram = ScoreHistogram.of(scored.labels, scored.probabilities)
         threshold = histogram.youden_threshold()
@@ -291,7 +301,7 @@ class Participant:
         """Score this site's test patients with a given state (``weights``, ``memory``), outside any run."""
         shared = config.model_dump(mode="json", include=set(SHARED_SECTIONS))
         self._plan, self._work = SitePlan(run, shared, panel, space=dict(space)), None
-        work = self._ready(run)
+        work = self.ready(run)
         return work.score(work.receive(state), "test")
 
     def _keep_provenance(self, plan: SitePlan) -> None:
@@ -312,7 +322,7 @@ class Participant:
             self._loaded, self._loaded_for = self.load(config), asked
         return self._loaded
 
-    def _ready(self, run: str) -> Work:
+    def ready(self, run: str) -> Work:
         """The work of ``run``; after a restart it is rebuilt from the plan that was kept."""
         if self._plan is None or self._plan.run != run:
             self._plan, self._work = load_plan(self.state_dir, run), None

@@ -40,6 +40,7 @@ _MEANS = {
     "update": "the difference of the weights after local training",
     "statistics": "sums and counts per class and slot, over all patients of the site; of genes, sums and squares",
     "scores": "a histogram of scores per class: with few patients, close to the patients themselves",
+    "secagg": "a signed message of secure aggregation: keys, sealed shares, or the masked answer itself",
 }
 """What the groups of arrays in a site's replies hold."""
 

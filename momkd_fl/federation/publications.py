@@ -59,7 +59,7 @@ def published_cohort(cohort: Cohort, minimum: int, publications: Publications) -
     Three tables share counts: patients by label or reason of exclusion, labelled ones by class, patients by genomics.
     A count leaves where all of them let it, and a total that one table withholds has no complete parts in another.
     """
-    if minimum <= 1:
+    if minimum <= 1 or _without_counts(cohort):
         return cohort
     patients, slides, genomics = (_exact(n) for n in (cohort.patients, cohort.slides, cohort.with_genomics))
     by_genomics = publications.publish("genomics", [genomics, patients - genomics], minimum).cells()[0]
@@ -73,6 +73,11 @@ def published_cohort(cohort: Cohort, minimum: int, publications: Publications) -
         tasks = {name: replace(task, labelled=None, prevalence=None) for name, task in tasks.items()}
     done = replace(cohort, patients=total, slides=all_slides, with_genomics=by_genomics[0], tasks=tasks)
     return publishable(done)
+
+
+def _without_counts(cohort: Cohort) -> bool:
+    """Whether nothing is told, as in runs in which no count may leave."""
+    return {cohort.patients, cohort.slides, cohort.with_genomics} == {None} and not cohort.tasks
 
 
 def _published_task(

@@ -7,13 +7,13 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
@@ -28,7 +28,10 @@ from momkd_fl.federation.strategy import (
     as_record,
     optimiser_state,
 )
+from momkd_fl.federation.summed_round import summed_round
+from momkd_fl.federation.sums import SecureSums
 from momkd_fl.federation.watch import Watch
+from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 POLL_S = 0.1
 SAY_EVERY_S = 15.0
@@ -47,7 +50,7 @@ class Course:
     """What the rounds need besides the state.
 
     ``admit(sites)`` greets sites that are not on the run's list yet and returns those now on it; ``save`` makes
-    a state durable; ``stop`` ends the run after the current wait.
+    a state durable; ``stop`` ends the run after the current wait. With ``sums`` the coordinator sees sums alone.
     """
 
     config: FederationConfig
@@ -58,6 +61,7 @@ class Course:
     admit: Callable[[Collection[str]], set[str]]
     save: Callable[[ServerState], None]
     traffic: Traffic
+    sums: SecureSums | None = None
     admitted: set[str] = field(default_factory=set)
 
 
@@ -93,18 +97,27 @@ def one_round(state: ServerState, course: Course, participants: set[str]) -> Ser
     for site in absent & set(state.members):
         course.watch.site(site, "missing")
     with course.watch.phase("train"):
-        replies = course.grid.send_and_receive(outgoing, timeout=rounds.deadline_s)
+        replies: Iterable[Message] = ()
+        if course.sums is None:
+            replies = course.grid.send_and_receive(outgoing, timeout=rounds.deadline_s)
+        else:
+            strategy.take_sum(*summed_round(course.sums, course.config, state, list(outgoing), participants))
         record, _ = strategy.aggregate_train(number, replies)
     seen = strategy.contributions
     if course.stop.is_set():
         return None  # whoever stopped the run waited for nobody: no site is late
     _report_absent(course, seen)
     seen.states |= dict.fromkeys(absent, "missing")
+    if course.sums is not None:
+        for site in seen.trained:
+            course.watch.replied(site, "trained")
     if record is None:
         course.watch.metrics.round_ended("below_quorum")
+        found = f"{len(seen.trained)} replies, quorum {rounds.quorum}"
+        if course.sums is not None:
+            found = "too few sites stayed to the end of the secure sum"
         course.watch.say(
-            f"Round {number}: {len(seen.trained)} replies, quorum {rounds.quorum}. Nothing was changed; "
-            "the round will be repeated.",
+            f"Round {number}: {found}. Nothing was changed; the round will be repeated.",
             "round_below_quorum",
             level="warning",
             round=number,
@@ -146,21 +159,20 @@ def wait_for_quorum(course: Course, number: int) -> set[str]:
 
     Sites that came late are greeted here, those that only evaluate too.
     """
-    trainers = _trainers(course.config)
+    trainers, quorum = _trainers(course.config), least_sites(course.config)
     started, said = time.monotonic(), 0.0
     while not course.stop.is_set():
         online = course.grid.online()
         if online - course.admitted:
             course.admitted |= course.admit(online - course.admitted)
         ready = online & course.admitted & trainers
-        if len(ready) >= course.config.rounds.quorum:
+        if len(ready) >= quorum:
             return ready
         waited = time.monotonic() - started
         if waited >= said:
             said = waited + SAY_EVERY_S
             course.watch.say(
-                f"Round {number} waits for sites: {len(ready)} online, quorum {course.config.rounds.quorum}, "
-                f"for {waited:.0f} s.",
+                f"Round {number} waits for sites: {len(ready)} online, quorum {quorum}, for {waited:.0f} s.",
                 "waiting_for_sites",
                 round=number,
                 sites_online=len(ready),
@@ -168,6 +180,13 @@ def wait_for_quorum(course: Course, number: int) -> set[str]:
             )
         course.stop.wait(POLL_S)
     return set()
+
+
+def least_sites(config: FederationConfig) -> int:
+    """Fewest training sites with which a round begins."""
+    if config.aggregation.kind != "secagg":
+        return config.rounds.quorum
+    return max(config.rounds.quorum, HOLDERS_MIN, config.aggregation.threshold or 0)
 
 
 def exhausted(state: ServerState, patience: int | None) -> bool:
@@ -243,8 +262,9 @@ def _least_counts(state: ServerState, seen: Contributions, config: FederationCon
 
 def _select(state: ServerState, seen: Contributions) -> tuple[Best | None, float | None, float | None]:
     """Validation of the state this round started from; it is kept where it is the best so far."""
-    sums = np.sum([body.loss_sum for body in seen.bodies.values()], axis=0)
-    loss = balanced_loss(sums, seen.scores)
+    if not seen.scores:
+        return state.best, None, None  # withheld: fewer than three sites have every class
+    loss = balanced_loss(seen.loss_sum, seen.scores)
     auroc = ScoreHistogram.from_arrays(seen.scores).auroc(minimum=1)
     if loss is None:
         return state.best, loss, auroc
@@ -276,17 +296,11 @@ def _record(
     watch: Watch,
     traffic: dict[str, tuple[int, int]],
 ) -> RoundRecord:
-    def mean(values: list[dict[str, float]], name: str) -> float | None:
-        found = [value[name] for value in values if name in value]
-        return float(np.mean(found)) if found else None
-
-    bodies = list(seen.bodies.values())
-    losses = {name: mean([b.losses for b in bodies], name) for b in bodies for name in b.losses}
-    by_phase = {f"site.{name}": mean([b.seconds for b in bodies], name) for b in bodies for name in b.seconds}
+    by_phase = {f"site.{name}": value for name, value in seen.mean("seconds").items()}
     return RoundRecord(
         round=number,
         seconds=seconds,
-        seconds_by_phase={**watch.seconds, **{name: value for name, value in by_phase.items() if value is not None}},
+        seconds_by_phase={**watch.seconds, **by_phase},
         bytes_sent=sum(sent for sent, _ in traffic.values()),
         bytes_received=sum(received for _, received in traffic.values()),
         states=dict(seen.states),
@@ -296,6 +310,6 @@ def _record(
         moved_share=movement.moved_share,
         effective_slots=movement.effective_slots,
         slot_cosine=movement.slot_cosine,
-        effective_patches=mean([b.monitors for b in bodies], "effective_patches"),
-        losses={name: value for name, value in losses.items() if value is not None},
+        effective_patches=seen.mean("monitors").get("effective_patches"),
+        losses=seen.mean("losses"),
     )

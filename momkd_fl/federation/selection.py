@@ -38,12 +38,14 @@ def learn_panel(
     sites: Collection[str],
     candidates: tuple[str, ...],
     say: Callable[[str], None],
+    secure: Callable[[Select], dict[str, Floats]] | None = None,
 ) -> tuple[str, ...]:
     """The ``genes.count`` strongest of ``candidates``, in the candidates' order.
 
     Parameters
     ----------
     sites : training sites with genomics; each has every candidate
+    secure : asks them for a secure sum instead
 
     Raises
     ------
@@ -55,7 +57,8 @@ def learn_panel(
         say(f"All {len(candidates)} candidate genes are taken: genes.count is {config.genes.count}.")
         return candidates
     say(f"Choosing {config.genes.count} of {len(candidates)} genes, by sums over {len(sites)} sites.")
-    total = _ask(grid, config, run, sites, candidates)
+    body = Select(candidates=list(candidates))
+    total = _ask(grid, config, run, sites, body) if secure is None else secure(body)
     if np.trace(total["balance"]) <= 0.0:
         raise UserError(
             "selection-one-class",
@@ -90,10 +93,8 @@ def strongest(candidates: Sequence[str], strengths: Floats, count: int) -> tuple
     return tuple(candidates[place] for place in sorted(ranked[:count]))
 
 
-def _ask(
-    grid: SiteGrid, config: FederationConfig, run: str, sites: Collection[str], candidates: tuple[str, ...]
-) -> dict[str, Floats]:
-    genes, classes = len(candidates), config.classes
+def _ask(grid: SiteGrid, config: FederationConfig, run: str, sites: Collection[str], body: Select) -> dict[str, Floats]:
+    genes, classes = len(body.candidates), config.classes
     shapes = {"sum": (classes, genes), "sum_sq": (genes,), "balance": (classes, classes)}
 
     def exact(site: str, parcel: Parcel[SelectReply]) -> None:
@@ -101,7 +102,6 @@ def _ask(
         expect_shapes(statistics, shapes, f"site {site}: statistics of select")
         check_selection(site, statistics)
 
-    body = Select(candidates=list(candidates))
     answers = ask_all(grid, SELECT, body, sites, run=run, round=0, timeout_s=config.rounds.deadline_s, check=exact)
     absent = sorted(set(sites) - set(answers.parcels))
     if absent:

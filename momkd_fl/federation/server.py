@@ -15,11 +15,13 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.coordinator import Coordinator, Outcome
 from momkd_fl.federation.flower import FleetGrid, FleetServer
-from momkd_fl.federation.identity import Admission, expiries, passphrase_of, tell_of_ends
+from momkd_fl.federation.identity import Admission, expiries, passphrase_of, refuse_other_signer, tell_of_ends
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.rounds import Traffic
+from momkd_fl.federation.sum_keys import Peers, SumKeys
 from momkd_fl.federation.watch import Watch, open_watch
 from momkd_fl.security.pki import public_key_of
+from momkd_fl.security.signing import load_signing_key
 
 MB = 1 << 20
 
@@ -38,6 +40,7 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
     started = time.monotonic()
     keys = _keys(config)
     admission = Admission(config.consortium, config.tls, keys)
+    signing = signing_keys(config, admission)
     server = FleetServer(
         host=config.listen.host,
         port=config.listen.port,
@@ -55,7 +58,7 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
         watch.say(f"Listening at port {server.port} for {len(keys)} sites.", "listening", port=server.port)
         _tell_of_members(admission, watch)
         tell_of_ends(expiries(config.tls, admission.allow_list), watch.progress.say, watch.log, watch.metrics)
-        outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh)
+        outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh, signing=signing)
         if outcome is None:
             watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")
             return None
@@ -89,13 +92,38 @@ def _tell_of_members(admission: Admission, watch: Watch) -> None:
         watch.say(sentence, "site_refused", level="error", site=site, code="allowlist-not-listed")
 
 
+def signing_keys(config: FederationConfig, admission: Admission) -> SumKeys | None:
+    """What secure sums are signed with; None where the run has none.
+
+    Raises
+    ------
+    UserError
+        ``config-value``, ``signing-key-other``, or as :func:`~momkd_fl.security.signing.load_signing_key`.
+    """
+    if config.aggregation.kind != "secagg":
+        return None
+    if config.signing_key is None or config.tls is None:
+        raise UserError(
+            "config-value", f"Federation '{config.name}': 'signing_key' is missing; aggregation 'secagg' needs it."
+        )
+    refuse_other_signer(config.signing_key, config.tls.certificate, "signing_key")
+    key = load_signing_key(config.signing_key)
+    return SumKeys(key, lambda: Peers(key.public_key().public_bytes_raw(), admission.allow_list.identities()))
+
+
 def traffic_of(grid: FleetGrid) -> Traffic:
     """Bytes (sent, received) by site so far."""
     return lambda: {site: (one.sent, one.received) for site, one in grid.stats.traffic.items()}
 
 
 def _coordinate(
-    config: FederationConfig, grid: FleetGrid, watch: Watch, stop: threading.Event, *, fresh: bool
+    config: FederationConfig,
+    grid: FleetGrid,
+    watch: Watch,
+    stop: threading.Event,
+    *,
+    fresh: bool,
+    signing: SumKeys | None,
 ) -> Outcome | None:
     """The run as a Flower ServerApp in this thread; a watcher turns ``stop`` into the grid's own stop."""
     outcome: list[Outcome | None] = [None]
@@ -103,7 +131,7 @@ def _coordinate(
 
     @app.main()
     def main(fleet: Grid, context: Context) -> None:
-        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh).run()
+        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh, keys=signing).run()
 
     def pass_on() -> None:
         stop.wait()

@@ -29,6 +29,7 @@ from momkd_fl.federation.messages import TRAIN, Arrays, Parcel, Train, TrainRepl
 from momkd_fl.federation.site_sums import combined
 
 Shapes = Mapping[str, tuple[int, ...]]
+Flat = dict[str, NDArray[np.float64]]
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Contributions:
     """What the sites of one round sent, summed; and who they were.
 
     ``states`` maps site to ``trained``, ``missing`` or ``refused:<code>``; ``influence`` is for the coordinator alone.
+    Of a secure sum there is nothing by site but ``states``: ``bodies`` and ``influence`` are empty,
+    ``losses_by_class`` and ``means`` are given.
     """
 
     states: dict[str, str] = field(default_factory=dict)
@@ -44,6 +47,23 @@ class Contributions:
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     influence: dict[str, Influence] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
+    losses_by_class: NDArray[np.float64] | None = None
+    means: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def loss_sum(self) -> NDArray[np.float64]:
+        """Validation losses by class (C,), over the sites."""
+        if self.losses_by_class is not None:
+            return self.losses_by_class
+        return np.asarray(np.sum([body.loss_sum for body in self.bodies.values()], axis=0), np.float64)
+
+    def mean(self, kind: str) -> dict[str, float]:
+        """Means over the sites that measured it, by name; ``kind``: ``losses``, ``monitors`` or ``seconds``."""
+        if self.means is not None:
+            return dict(self.means.get(kind, {}))
+        told: list[Mapping[str, float]] = [getattr(body, kind) for body in self.bodies.values()]
+        names = dict.fromkeys(name for one in told for name in one)
+        return {name: float(np.mean([one[name] for one in told if name in one])) for name in names}
 
     @property
     def trained(self) -> list[str]:
@@ -60,6 +80,7 @@ class MemoryFedAvg(FedAvg):
         self.participants: dict[int, str] = {}
         self.contributions = Contributions()
         self._weights: dict[str, NDArray[np.float32]] = {}
+        self._summed: Flat | None = None
 
     def serve(
         self,
@@ -119,6 +140,8 @@ class MemoryFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the replies as they come; None when fewer than the quorum could be used."""
+        if self._summed is not None:
+            return self._of_sum()
         sizes = {branch: value.size for branch, value in self._weights.items()}
         aggregate = new_aggregate(self.aggregation, sizes, self.clip_norm)
         statistics: dict[str, Mapping[str, NDArray[np.float32]]] = {}
@@ -137,6 +160,24 @@ class MemoryFedAvg(FedAvg):
             return None, None
         target = {branch: self._weights[branch] + step for branch, step in aggregate.steps().items()}
         seen.influence = aggregate.influence()
+        return as_record(target), None
+
+    def take_sum(self, seen: Contributions, update: Flat) -> None:
+        """Instead of replies: the weighted sum of the differences over the sites that ``seen`` calls trained."""
+        self.contributions, self._summed = seen, update
+
+    def _of_sum(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The weights moved by a secure sum; a branch that was withheld stays."""
+        assert self._summed is not None
+        summed, self._summed = self._summed, None
+        trained = self.contributions.trained
+        if len(trained) < self.quorum:
+            return None, None
+        target: dict[str, NDArray[Any]] = dict(self._weights)
+        for branch, total in summed.items():
+            share = sum(self.site_weights[site] for site in trained if branch in self.reply_shapes(site)["update"])
+            if share:
+                target[branch] = self._weights[branch] + total / share
         return as_record(target), None
 
     def _accept(self, site: str, reply: Message, server_round: int) -> Arrays:

@@ -27,7 +27,9 @@ from momkd_fl.federation.client import make_client_app
 from momkd_fl.federation.egress import simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.participant import Participant
+from momkd_fl.federation.simulate import simulation_keys
 from momkd_fl.federation.site_data import cohort_loader
+from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.synth.cohort import SynthSite, write_consortium
 
 DIM = 16
@@ -217,7 +219,7 @@ class UnreliableGrid(LocalGrid):
 
     ``present(round, site)`` says whether a site is online while the coordinator prepares that round, and
     ``answers(kind, round, site)`` whether its reply arrives before the deadline. Every message that was delivered
-    is kept in ``delivered``, what it held in ``contents``.
+    is kept in ``delivered``, what it held in ``contents``, and what came back in ``replies``.
     """
 
     def __init__(self, apps: dict[str, Any]) -> None:
@@ -227,6 +229,7 @@ class UnreliableGrid(LocalGrid):
         self.answers: Callable[[str, int, str], bool] = lambda kind, round, site: True
         self.delivered: list[tuple[str, int, str]] = []
         self.contents: list[RecordDict] = []
+        self.replies: list[tuple[str, str, Message]] = []
 
     def online(self) -> set[str]:
         return {site for site in super().online() if self.present(self.round + 1, site)}
@@ -241,7 +244,9 @@ class UnreliableGrid(LocalGrid):
                 continue
             self.delivered.append((kind, number, site))
             self.contents.append(message.content)
-            yield from super().send_and_receive([message])
+            for reply in super().send_and_receive([message]):
+                self.replies.append((kind, site, reply))
+                yield reply
 
 
 @dataclasses.dataclass
@@ -251,11 +256,12 @@ class InProcess:
     config: FederationConfig
     participants: dict[str, Participant]
     said: dict[str, list[str]]
+    keys: dict[str, SumKeys]
 
     def grid(self) -> UnreliableGrid:
         apps = {
             site: (
-                make_client_app(participant, participant.say, gate=simulation_gate(site)),
+                make_client_app(participant, participant.say, gate=simulation_gate(site), keys=self.keys[site]),
                 Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}),
             )
             for site, participant in self.participants.items()
@@ -268,7 +274,9 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> Cal
     """``(members, root=..., **sections)``: a configuration and its participants, without keys or network."""
     torch.set_num_threads(1)
 
-    def make(members: dict[str, str], root: Path | None = None, **sections: Any) -> InProcess:
+    def make(
+        members: dict[str, str], root: Path | None = None, hospitals: Path = hospitals, **sections: Any
+    ) -> InProcess:
         root = tmp_path_factory.mktemp("in_process") if root is None else root
         raw = {**RUN, "output_dir": str(root / "server"), **sections}
         raw["members"] = {site: {"role": role} for site, role in members.items()}
@@ -281,7 +289,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> Cal
             participants[site] = Participant(
                 site, own.role, cohort_loader(own, say), root / "state" / site, torch.device("cpu"), say
             )
-        return InProcess(config, participants, said)
+        return InProcess(config, participants, said, simulation_keys([*members]))
 
     return make
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from momkd_fl.config.federation import FederationConfig
-from momkd_fl.federation.artefacts import SOURCES, account, sentences
+from momkd_fl.federation.artefacts import HOLDERS, SOURCES, account, sentences, spoken
 from momkd_fl.federation.messages import KINDS
 from momkd_fl.privacy.accountant import Artefact, epsilon_of_run, uncharged
 
@@ -45,8 +45,29 @@ def test_every_source_stands_in_the_account_of_a_plain_run() -> None:
     names = {each.name for each in account(config({})).artefacts}
     start = {"slots at the start", "genomic anchors", "scale of the genes and second moments"}
     assert start <= names
-    assert set(SOURCES.values()) - {"start of the memory and genomic space", "farewell"} <= names
+    secure = SOURCES["mask"]
+    assert set(SOURCES.values()) - {"start of the memory and genomic space", "farewell", secure} <= names
     assert "farewell" in names
+    assert secure not in names
+
+
+def test_a_secure_run_says_of_each_artefact_whether_it_is_summed() -> None:
+    plain, secure = config({}), config({}, aggregation="secagg")
+    said = {each.name: spoken(each, secure) for each in account(secure).artefacts}
+    assert {spoken(each, plain) for each in account(plain).artefacts} == {"public", "without noise"}
+    assert [name for name, how in said.items() if how.endswith("in the clear")] == [HOLDERS]
+    assert (
+        said["weights"]
+        == said["validation scores"]
+        == said["losses and monitors"]
+        == "without noise, summed over sites"
+    )
+    assert said[SOURCES["mask"]] == said["description of the cohort"] == "public"
+    noisy = config(DPSGD, aggregation="secagg")
+    assert spoken(next(e for e in account(noisy).artefacts if e.name == "weights"), noisy) == (
+        "with noise, charged, summed over sites"
+    )
+    assert not math.isinf(account(noisy).epsilon), "who holds what is not told in a run with noise"
 
 
 def test_a_plain_run_has_no_bound_and_says_what_breaks_it() -> None:

@@ -136,6 +136,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "messages.tensors.dtype": ({"messages__train__tensors__update.histology__dtype": "uint64"}, "contract-dtype"),
     "dp_required.memory": ({"dp_required__memory": True}, "contract-dp-memory"),
     "dp_required.weights": ({"dp_required__weights": True}, "contract-dp-weights"),
+    "summed.required": ({"summed__required": True}, "contract-summed"),
 }  # fmt: skip
 
 
@@ -254,7 +255,7 @@ def lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_line_of_the_contract_has_a_deny_test() -> None:
-    elsewhere = {"site", "coordinator_sha256", "budget.epsilon", "budget.delta"}
+    elsewhere = {"site", "coordinator_sha256", "budget.epsilon", "budget.delta", "summed.peers"}
     assert set(lines(Policy)) == {*REFUSED, *WITHHELD, *elsewhere}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,6 +28,10 @@ from momkd_fl.federation.messages import (
     SITE_ERROR,
     TRAIN,
     Body,
+    Consent,
+    ConsentReply,
+    Deal,
+    DealReply,
     Evaluate,
     EvaluateReply,
     Finish,
@@ -36,13 +40,19 @@ from momkd_fl.federation.messages import (
     HelloReply,
     Initialise,
     InitialiseReply,
+    Join,
+    JoinReply,
     Kind,
+    Mask,
+    MaskReply,
     Plan,
     PlanReply,
     Select,
     SelectReply,
     Train,
     TrainReply,
+    Unmask,
+    UnmaskReply,
     answer,
     ask,
     expect_shapes,
@@ -86,19 +96,30 @@ BODIES: dict[str, tuple[Body, Body]] = {
         Evaluate(split="test", threshold=0.5, calibration=[1.0, -0.1], final=True),
         EvaluateReply(loss_sum=[1.0, 2.0], cohort=COHORT),
     ),
+    "join": (Join(question="train", body="{}", site_weights={"north": 2.0}), JoinReply()),
+    "deal": (Deal(), DealReply()),
+    "mask": (Mask(), MaskReply(question="train")),
+    "consent": (Consent(), ConsentReply()),
+    "unmask": (Unmask(), UnmaskReply()),
     "finish": (Finish(outcome="stopped", code="interrupted", sentence="The run was stopped."), FinishReply()),
 }
 SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4), np.float32)}
+BYTES = {"a": np.arange(250, 256, dtype=np.uint8)}
+
+
+def contents(groups: Iterable[str]) -> dict[str, Any]:
+    """Something small in each group: bytes of a message of secure aggregation, float32 elsewhere."""
+    return {group: BYTES if group == messages.SECAGG else SMALL for group in sorted(groups)}
 
 
 def request_of(kind: Kind[Any, Any], **changes: Any) -> Message:
-    options = {"run": "run-1", "round": 3, "arrays": dict.fromkeys(sorted(kind.request_groups), SMALL)}
+    options = {"run": "run-1", "round": 3, "arrays": contents(kind.request_groups)}
     return ask(kind, BODIES[kind.name][0], NODE, **(options | changes))
 
 
 def reply_of(kind: Kind[Any, Any], request: Message | None = None, groups: dict[str, Any] | None = None) -> Message:
     request = request or request_of(kind)
-    groups = dict.fromkeys(sorted(kind.reply_groups), SMALL) if groups is None else groups
+    groups = contents(kind.reply_groups) if groups is None else groups
     return answer(kind, request, open_request(request, kind), BODIES[kind.name][1], groups)
 
 
@@ -143,7 +164,7 @@ def same(found: messages.Arrays, sent: messages.Arrays) -> None:
     assert {group: set(members) for group, members in found.items()} == {g: set(m) for g, m in sent.items()}
     for group, members in sent.items():
         for name, value in members.items():
-            assert found[group][name].dtype == np.float32
+            assert found[group][name].dtype == (np.uint8 if group == messages.SECAGG else np.float32)
             assert found[group][name].shape == value.shape
             assert found[group][name].tobytes() == value.tobytes()
 
@@ -155,12 +176,12 @@ def test_round_trip_of_every_kind(kind: Kind[Any, Any]) -> None:
     assert request.metadata.message_type == kind.message_type
     parcel = open_request(request, kind)
     assert (parcel.kind, parcel.run, parcel.round, parcel.body) == (kind.name, "run-1", 3, BODIES[kind.name][0])
-    same(parcel.arrays, dict.fromkeys(kind.request_groups, SMALL))
+    same(parcel.arrays, contents(kind.request_groups))
     reply = reply_of(kind, request)
     assert reply.metadata.src_node_id == NODE
     back = open_reply(reply, kind, "north", run="run-1", round=3)
     assert (back.run, back.round, back.body) == ("run-1", 3, BODIES[kind.name][1])
-    same(back.arrays, dict.fromkeys(kind.reply_groups, SMALL))
+    same(back.arrays, contents(kind.reply_groups))
 
 
 def test_every_kind_is_here() -> None:

@@ -150,7 +150,7 @@ def test_a_small_count_is_withheld_from_the_cohort_that_is_sent(finished) -> Non
     task = sent.tasks["PR"]
     assert None in (sent.patients, task.labelled), "together they would give the small count away by subtraction"
     cohort = restarted(consortium.participants["holly"])
-    cohort._ready(state.run)
+    cohort.ready(state.run)
     assert cohort._work is not None
     small = [count for count in cohort._work.cohort.exclusions.values() if 0 < count < 11]
     assert small, "this cohort has a small count to withhold"
