@@ -74,13 +74,14 @@ def check_evaluation(site: str, parcel: Parcel[EvaluateReply], config: Federatio
         ``message-shape``, ``message-value``.
     """
     where = f"site {site}:"
-    empty = ScoreHistogram.empty(config.classes).to_arrays() if config.privacy.measured else {}
+    measured = config.privacy.measured and config.aggregation.kind != "secagg"  # there sums bring what is measured
+    empty = ScoreHistogram.empty(config.classes).to_arrays() if measured else {}
     scores = parcel.arrays.get("scores", {})
     expect_shapes(scores, {name: value.shape for name, value in empty.items()}, f"{where} scores")
     cohort = parcel.body.cohort
     if (cohort.site, cohort.role) != (site, role):
         raise refuse_field(f"{where} cohort", f"is said to be of site {cohort.site[:64]!r} with role '{cohort.role}'")
-    if config.privacy.measured:
+    if measured:
         check_losses(parcel.body.loss_sum, scores, config.classes, where)
     elif parcel.body.loss_sum:
         raise refuse_field(f"{where} loss_sum", "is stated, though no measurement may leave in this run")
