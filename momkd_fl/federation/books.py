@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -13,10 +14,14 @@ from momkd_fl.config import policy as contracts
 from momkd_fl.config.site import Egress
 from momkd_fl.federation.anchor import Anchor
 from momkd_fl.federation.publications import Publications
+from momkd_fl.federation.witnesses import Witnesses
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.odometer import Budget, Debit, Odometer, Receipt
 from momkd_fl.security import ledger as ledgers
 from momkd_fl.security.ledger import Entry, Ledger
+
+PEERS_FILE: Final = "peers.json"
+"""Beside the ledger: what this site holds of other sites' books."""
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Books:
     ledger: Ledger
     odometer: Odometer
     publications: Publications
+    witnesses: Witnesses
     sent: dict[tuple[str, str], int]
     _where: Egress
     _seen: set[Anchor]
@@ -51,15 +57,15 @@ class Books:
         ------
         UserError
             As :class:`~momkd_fl.security.ledger.Ledger`, :class:`~momkd_fl.privacy.odometer.Odometer` and
-            ``publications-unreadable``: nothing leaves before all three can be read.
+            ``publications-unreadable``, ``peers-unreadable``: nothing leaves before all of them can be read.
         """
         odometer = Odometer(where.odometer, odometer_key(key), _budget(budget))
-        publications = Publications(where.publications)
+        publications, witnesses = Publications(where.publications), Witnesses(where.ledger.with_name(PEERS_FILE))
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
         for entry in ledgers.verify(where.ledger, key.public_key()).entries:
             sent[entry.run, entry.kind] = sent.get((entry.run, entry.kind), 0) + 1
-        return cls(key, ledger, odometer, publications, sent, where, set())
+        return cls(key, ledger, odometer, publications, witnesses, sent, where, set())
 
     @property
     def anchor(self) -> Anchor:
@@ -67,7 +73,7 @@ class Books:
         return Anchor(self.ledger.head, self.odometer.head)
 
     def must_continue(self, held: Anchor) -> None:
-        """Refuse to go on from books that are older than, or other than, what the coordinator has seen.
+        """Refuse to go on from books that are older than, or other than, what others have seen.
 
         Raises
         ------
