@@ -33,7 +33,8 @@ EPSILON, DELTA, SHADOWS = 8.0, 1e-5, 32
 MEMORY: dict[str, Any] = {"memory": "local", "share": "memory", "releases": 1, "site_patients": 2000}
 NO_GENOMICS = {"slots": 1, "assignment": "hard", "genomics": False}
 WIDE = {"hidden_dim": 16, "memory_dim": DIM, "dropout": 0.0}
-STEPS = 120
+STEPS, STUDENT_PATIENTS, GAIN = 120, 140, 4.0
+"""A dozen passes over the half of some eighty training patients, and a signal clear enough to be learnt from them."""
 TRAINING = {
     "learning_rate": 5e-3, "precision": "fp32", "standardise": "none", "local_steps": STEPS, "patients_per_step": 4,
     "validation_fraction": 0.4,
@@ -73,13 +74,13 @@ def memory_figures(quick: bool) -> list[Figure]:
 
 def student_figures(quick: bool) -> list[Figure]:
     """Attack on a student's scores of the patients; and how well those students do on patients nobody trained on."""
-    patients, shadows = (24, 8) if quick else (80, SHADOWS)
+    patients, shadows = STUDENT_PATIENTS, 8 if quick else SHADOWS
     figures = []
     bound = _gaussian_auroc(EPSILON)
     dpsgd = {"weights": "dpsgd", "steps": STEPS, "epsilon": EPSILON, "sampling_rate": 0.1, "site_patients": patients}
     for name, privacy in (("control.no_noise", {"metrics": "none"}), ("epsilon_8", dpsgd)):
         with tempfile.TemporaryDirectory() as folder:
-            site = audited_site(Path(folder), privacy, patients=patients, training=TRAINING)
+            site = audited_site(Path(folder), privacy, patients=patients, gain=GAIN, training=TRAINING)
             people, held_out = site.patients(), site.work.cohort.labelled("validation")
             members = _halves(len(people), shadows, seed=0)
             scores, utility = np.zeros(members.shape), []

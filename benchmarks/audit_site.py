@@ -63,13 +63,16 @@ class AuditedSite:
         self.work.cohort = dataclasses.replace(self.work.cohort, patients=tuple(patients))
 
 
-def audited_site(folder: Path, privacy: dict[str, Any], *, patients: int = 12, **sections: Any) -> AuditedSite:
-    """A hospital of so many patients, greeted and planned as by a coordinator."""
+def audited_site(
+    folder: Path, privacy: dict[str, Any], *, patients: int = 12, gain: float = 1.0, **sections: Any
+) -> AuditedSite:
+    """A hospital of so many patients, greeted and planned as by a coordinator; ``gain`` as in write_consortium."""
     torch.set_num_threads(1)
     sites = folder / "sites"
     file = sites / "ash" / "site.yaml"
     if not file.exists():
-        write_consortium(sites, (SynthSite("ash", patients),), seed=11, dim=DIM, mean_patches=24, tasks=("PR",))
+        hospital = (SynthSite("ash", patients),)
+        write_consortium(sites, hospital, seed=11, dim=DIM, mean_patches=24, tasks=("PR",), gain=gain)
     config = FederationConfig.model_validate(BASE | {"privacy": privacy} | sections)
     own = load(file, SiteConfig)
     participant = Participant(

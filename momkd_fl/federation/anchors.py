@@ -1,6 +1,7 @@
 """The coordinator's side of the sites' books: it keeps each site's newest heads, and sends a site its own.
 
-A restored backup at a site then does not go unnoticed, nor a ledger cut short. Nothing of it is secret.
+A restored backup at a site then does not go unnoticed, nor a ledger cut short. Nothing of it is secret. Where the
+coordinator has lost what it held, or begins in a new folder, the other sites give back what they hold.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Final
 from flwr.app import Error, Message
 
 from momkd_fl.errors import UserError
-from momkd_fl.federation.anchor import Anchor, read_receipt, with_heads
+from momkd_fl.federation.anchor import PEERS_MAX, Anchor, Signed, read_receipt, with_heads
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.messages import SITE_ERROR
 from momkd_fl.training.checkpoint import write_durably
 
 FILE: Final = "anchors.json"
+RETURNED_KEPT: Final = 16
+RETURNED_MAX: Final = 10 * PEERS_MAX
+"""Keys of which it is kept what sites gave back; a site may name any key, whether there is such a site or not."""
 
 
 class Anchors:
@@ -32,13 +36,12 @@ class Anchors:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._held: dict[str, tuple[Anchor, bytes]] = {}
+        self._held: dict[str, Signed] = {}
+        self._returned: dict[bytes, list[Signed]] = {}
         if path.exists():
             try:
                 raw = json.loads(path.read_bytes())
-                self._held = {
-                    site: (Anchor.from_plain(one["heads"]), bytes.fromhex(one["key"])) for site, one in raw.items()
-                }
+                self._held = {site: Signed.from_plain(one) for site, one in raw.items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(
                     "anchors-unreadable",
@@ -49,7 +52,23 @@ class Anchors:
     def of(self, site: str) -> Anchor | None:
         """Its newest heads; None where it has sent none."""
         held = self._held.get(site)
-        return None if held is None else held[0]
+        return None if held is None else held.anchor
+
+    def for_site(self, site: str) -> list[Signed]:
+        """What a site is told: the newest of every other one, and what others hold of any that is not among them.
+
+        Of the site itself, that is what others gave back, so that it sees it whatever it has told the coordinator.
+        """
+        own = self._held.get(site)
+        others = {one.key: one for name, one in self._held.items() if name != site}
+        of_itself = [] if own is None else self._returned.get(own.key, [])
+        unknown = [
+            one
+            for key, kept in self._returned.items()
+            if key not in others and (own is None or key != own.key)
+            for one in kept
+        ]
+        return [*of_itself, *others.values(), *unknown][:PEERS_MAX]
 
     def take(self, site: str, reply: Message) -> None:
         """Check and keep the heads of a reply.
@@ -60,22 +79,31 @@ class Anchors:
             ``receipt-invalid``; ``receipt-missing`` from a site that signed before; ``receipt-key`` for another key;
             ``receipt-older`` where its books are shorter than they were.
         """
-        found, held = read_receipt(reply.content, site), self._held.get(site)
-        if found is None:
+        receipt, held = read_receipt(reply.content, site), self._held.get(site)
+        if receipt is None:
             if held is not None:
                 raise UserError(
                     "receipt-missing", f"site {site}: has signed its messages before, this one not; it was dropped."
                 )
             return
-        if held is not None:
-            self._refuse_change(site, found, held)
+        found, peers = receipt
+        for before in (*([held] if held else []), *self._returned.get(found.key, [])):
+            self._refuse_change(site, found, before)
+        self._take_back(each for each in peers if each.key != found.key)
         self._held[site] = found
-        plain = {name: {"heads": heads.plain(), "key": key.hex()} for name, (heads, key) in self._held.items()}
+        plain = {name: one.plain() for name, one in self._held.items()}
         write_durably(self._path, json.dumps(plain, indent=1).encode())
 
-    def _refuse_change(self, site: str, found: tuple[Anchor, bytes], held: tuple[Anchor, bytes]) -> None:
-        now, before = found[0], held[0]
-        if found[1] != held[1]:
+    def _take_back(self, peers: Iterable[Signed]) -> None:
+        """Keep what a site gave back of others; each of those sees it with its next question."""
+        for each in peers:
+            kept = self._returned.get(each.key, [])
+            if each not in kept and (kept or len(self._returned) < RETURNED_MAX):
+                self._returned[each.key] = [*kept, each][-RETURNED_KEPT:]
+
+    def _refuse_change(self, site: str, found: Signed, held: Signed) -> None:
+        now, before = found.anchor, held.anchor
+        if found.key != held.key:
             raise UserError(
                 "receipt-key",
                 f"site {site}: signs with another key than before; the message was dropped. If the site has a new "
@@ -113,9 +141,10 @@ class AnchoringGrid:
         outgoing = list(messages)
         asked = {message.metadata.dst_node_id: message for message in outgoing}
         for message in outgoing:
-            anchor = self._anchors.of(self.sites[message.metadata.dst_node_id])
-            if anchor is not None:
-                message.content = with_heads(message.content, anchor)
+            site = self.sites[message.metadata.dst_node_id]
+            anchor, peers = self._anchors.of(site), self._anchors.for_site(site)
+            if anchor is not None or peers:
+                message.content = with_heads(message.content, anchor, peers)
         for reply in self._grid.send_and_receive(outgoing, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_error():

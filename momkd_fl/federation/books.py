@@ -17,6 +17,7 @@ from momkd_fl.config.site import Egress
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import Anchor
 from momkd_fl.federation.publications import Publications
+from momkd_fl.federation.witnesses import Witnesses
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.odometer import Budget, Debit, Odometer, Receipt
 from momkd_fl.security import ledger as ledgers
@@ -25,6 +26,8 @@ from momkd_fl.security.ledger import Entry, Ledger
 WITHDRAWAL: Final = "withdrawal"
 """Kind of a ledger's line that stands for no message: a patient was withdrawn."""
 NO_RUN: Final = "none"
+PEERS_FILE: Final = "peers.json"
+"""Beside the ledger: what this site holds of other sites' books."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Books:
     ledger: Ledger
     odometer: Odometer
     publications: Publications
+    witnesses: Witnesses
     sent: dict[tuple[str, str], int]
     withdrawn: set[str]
     _where: Egress
@@ -61,10 +65,10 @@ class Books:
         ------
         UserError
             As :class:`~momkd_fl.security.ledger.Ledger`, :class:`~momkd_fl.privacy.odometer.Odometer` and
-            ``publications-unreadable``: nothing leaves before all three can be read.
+            ``publications-unreadable``, ``peers-unreadable``: nothing leaves before all of them can be read.
         """
         odometer = Odometer(where.odometer, odometer_key(key), _budget(budget))
-        publications = Publications(where.publications)
+        publications, witnesses = Publications(where.publications), Witnesses(where.ledger.with_name(PEERS_FILE))
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
         withdrawn = set()
@@ -72,7 +76,7 @@ class Books:
             sent[entry.run, entry.kind] = sent.get((entry.run, entry.kind), 0) + 1
             if entry.kind == WITHDRAWAL:
                 withdrawn.add(entry.digest)
-        return cls(key, ledger, odometer, publications, sent, withdrawn, where, set())
+        return cls(key, ledger, odometer, publications, witnesses, sent, withdrawn, where, set())
 
     @property
     def anchor(self) -> Anchor:
@@ -80,7 +84,7 @@ class Books:
         return Anchor(self.ledger.head, self.odometer.head)
 
     def must_continue(self, held: Anchor) -> None:
-        """Refuse to go on from books that are older than, or other than, what the coordinator has seen.
+        """Refuse to go on from books that are older than, or other than, what others have seen.
 
         Raises
         ------

@@ -67,16 +67,21 @@ class Gate:
         self._sent: dict[tuple[str, str], int] = {} if books is None else books.sent
 
     def admit(self, request: Message) -> None:
-        """Look at what the coordinator holds of this site's books, before any work is done for it.
+        """Look at what coordinator and peers hold of this site's books, before any work is done for it.
 
         Raises
         ------
         UserError
-            ``odometer-rolled-back``, ``ledger-truncated``, ``ledger-forked``, ``message-schema``.
+            ``odometer-rolled-back``, ``ledger-truncated``, ``ledger-forked``, ``message-schema``, ``peer-forked``.
         """
-        held = read_heads(request.content)
-        if held is not None and self._books is not None:
-            self._books.must_continue(held)
+        held, signed = read_heads(request.content)
+        if self._books is None:
+            return
+        own = self._books.key.public_key().public_bytes_raw()
+        for anchor in (held, *(each.anchor for each in signed if each.key == own)):
+            if anchor is not None:
+                self._books.must_continue(anchor)
+        self._books.witnesses.hear(each for each in signed if each.key != own)
 
     def note_withdrawn(self, patients: Collection[str]) -> None:
         """Enter who was withdrawn since the last message, and refuse to forget anybody who was.
@@ -163,7 +168,7 @@ class Gate:
         attempt = f"{outgoing.run}/{outgoing.round}/{outgoing.kind}/{digest[:16]}"
         spent = books.debit(attempt, digest, outgoing.charges)
         books.enter(outgoing.run, outgoing.round, _entered(outgoing), digest, payload_bytes(reply), spent)
-        reply.content[ANCHOR] = receipt(books.key, digest, books.anchor)
+        reply.content[ANCHOR] = receipt(books.key, digest, books.anchor, books.witnesses.held)
 
     def close(self) -> None:
         """Let another process of the site open its books."""

@@ -229,7 +229,8 @@ def test_a_message_is_debited_entered_and_signed(desk: Desk) -> None:
     assert entry.epsilon_spent == pytest.approx(desk.books.odometer.receipt.epsilon_spent)
     assert 0 < entry.epsilon_spent < 8
     found = read_receipt(reply.content, "ash")
-    assert found == (desk.books.anchor, desk.key.public_key().public_bytes_raw())
+    assert found is not None
+    assert (found[0].anchor, found[0].key) == (desk.books.anchor, desk.key.public_key().public_bytes_raw())
 
 
 def test_a_changed_message_breaks_its_receipt(desk: Desk) -> None:
