@@ -16,7 +16,7 @@ from momkd_fl.federation.study_cohorts import Library, hospitals_of
 from momkd_fl.federation.study_files import write_study
 from momkd_fl.federation.study_privacy import privacy_rows
 from momkd_fl.federation.study_results import StudyResults, results_of
-from momkd_fl.synth.cohort import DEMO_SITES, write_consortium
+from momkd_fl.synth.cohort import SynthSite, write_consortium
 
 PATH = Path("study.yaml")
 NOISE = {"memory": "local", "epsilon": [8, 1], "releases": 1}
@@ -90,7 +90,7 @@ def test_the_share_released_is_a_target(
 
 def test_private_and_plain_cells_split_their_patients_each_in_their_own_way(cells: list[Cell], tmp_path: Path) -> None:
     """One library serves both: a plain cell's stratified split must not reach a private cell, or the other way."""
-    write_consortium(tmp_path, DEMO_SITES[:1], seed=1, dim=256, mean_patches=8, tasks=["PR"])
+    write_consortium(tmp_path, [SynthSite("aspen", 24)], seed=1, dim=256, mean_patches=8, tasks=["PR"])
     files = {"aspen": tmp_path / "aspen" / "site.yaml"}
     library, splits = Library(), {}
     for method in ("plain", "memory_8", "plain"):
