@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from momkd_fl.config.base import FilePath, Strict
 from momkd_fl.config.privacy import Privacy, breaks_privacy
-from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
+from momkd_fl.config.site import Consortium, Name, Port, Seal, Telemetry, Tls
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["required", "must", "warn", "ignore"]
@@ -249,6 +249,11 @@ class FederationConfig(Strict):
     tls: Tls | None = Field(None, description="The server's certificates. Needed by momkd-server.")
     consortium: Consortium | None = Field(
         None, description="The consortium's allow-list, held against 'members'. Needed by momkd-server."
+    )
+    seal: Seal | None = Field(
+        None,
+        description="Seals checkpoint and model of momkd-server; none: they lie in the clear. 'momkd simulate' seals "
+        "nothing.",
     )
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 

@@ -13,6 +13,7 @@ from momkd_fl.config import policy as contracts
 from momkd_fl.config.site import Egress
 from momkd_fl.federation.anchor import Anchor
 from momkd_fl.federation.publications import Publications
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.odometer import Budget, Debit, Odometer, Receipt
 from momkd_fl.security import ledger as ledgers
@@ -37,24 +38,26 @@ class Books:
     _seen: set[Anchor]
 
     @classmethod
-    def create(cls, where: Egress, key: Ed25519PrivateKey, site: str, budget: contracts.Budget) -> None:
+    def create(
+        cls, where: Egress, key: Ed25519PrivateKey, site: str, budget: contracts.Budget, vault: Vault = CLEAR
+    ) -> None:
         """Begin all three, once, when a site is set up (raises UserError ``ledger-exists``, ``odometer-exists``)."""
         Ledger.create(where.ledger, key, site).close()
         Odometer.create(where.odometer, odometer_key(key), _budget(budget))
-        Publications.create(where.publications)
+        Publications.create(where.publications, vault)
 
     @classmethod
-    def open(cls, where: Egress, key: Ed25519PrivateKey, budget: contracts.Budget) -> Books:
+    def open(cls, where: Egress, key: Ed25519PrivateKey, budget: contracts.Budget, vault: Vault = CLEAR) -> Books:
         """Open what :meth:`create` has made.
 
         Raises
         ------
         UserError
             As :class:`~momkd_fl.security.ledger.Ledger`, :class:`~momkd_fl.privacy.odometer.Odometer` and
-            ``publications-unreadable``: nothing leaves before all three can be read.
+            :class:`Publications`: nothing leaves before all three can be read.
         """
         odometer = Odometer(where.odometer, odometer_key(key), _budget(budget))
-        publications = Publications(where.publications)
+        publications = Publications(where.publications, vault)
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
         for entry in ledgers.verify(where.ledger, key.public_key()).entries:

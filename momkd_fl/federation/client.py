@@ -32,6 +32,7 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.participant import Participant, site_participant
 from momkd_fl.federation.preflight import check_site, refuse_failures
+from momkd_fl.federation.vault import open_vault
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
 
@@ -148,8 +149,10 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         _preflight(config, say)
         membership = Membership(config.consortium, config.tls, config.site)
         tell_of_ends(expiries(config.tls, membership.allow_list), say, log, metrics)
-        gate = open_gate(config)
-        participant = site_participant(config, say)
+        vault = open_vault(config.seal)
+        vault.check(config.state_dir)
+        gate = open_gate(config, vault)
+        participant = site_participant(config, say, vault)
         session = SiteSession(
             config.connection.url,
             ca=config.tls.ca,

@@ -22,6 +22,7 @@ from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, 
 from momkd_fl.federation.messages import ANCHOR, ARRAYS_BYTES_MAX, Arrays, Body, Evaluate, Kind, Parcel, answer
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.small_numbers import Split, suppressed
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.security.signing import load_public_key, load_signing_key
 
@@ -125,7 +126,7 @@ def _split(parcel: Parcel[Any]) -> Split:
     return parcel.body.split if isinstance(parcel.body, Evaluate) else "validation"
 
 
-def open_gate(config: SiteConfig) -> Gate:
+def open_gate(config: SiteConfig, vault: Vault = CLEAR) -> Gate:
     """The gate of a site that takes part over the network: its signed contract and its books.
 
     Raises
@@ -135,7 +136,8 @@ def open_gate(config: SiteConfig) -> Gate:
     """
     policy = contract_of(config)
     assert config.egress is not None
-    return Gate(policy, Books.open(config.egress, load_signing_key(config.egress.signing_key), policy.budget))
+    key = load_signing_key(config.egress.signing_key)
+    return Gate(policy, Books.open(config.egress, key, policy.budget, vault))
 
 
 def contract_of(config: SiteConfig, today: date | None = None) -> Policy:

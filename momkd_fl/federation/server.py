@@ -18,6 +18,7 @@ from momkd_fl.federation.flower import FleetGrid, FleetServer
 from momkd_fl.federation.identity import Admission, expiries, passphrase_of, tell_of_ends
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.rounds import Traffic
+from momkd_fl.federation.vault import Vault, in_the_clear, open_vault
 from momkd_fl.federation.watch import Watch, open_watch
 from momkd_fl.security.pki import public_key_of
 
@@ -36,6 +37,8 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
         lacking = "tls" if config.tls is None else "consortium"
         raise UserError("config-value", f"Federation '{config.name}': '{lacking}' is missing; momkd-server needs it.")
     started = time.monotonic()
+    vault = open_vault(config.seal)
+    vault.check(config.output_dir)
     keys = _keys(config)
     admission = Admission(config.consortium, config.tls, keys)
     server = FleetServer(
@@ -54,8 +57,10 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
     with watch.progress, watch.log, watch.metrics, server:
         watch.say(f"Listening at port {server.port} for {len(keys)} sites.", "listening", port=server.port)
         _tell_of_members(admission, watch)
+        if config.seal is None:
+            watch.say(in_the_clear(config.output_dir), "in_clear", level="warning")
         tell_of_ends(expiries(config.tls, admission.allow_list), watch.progress.say, watch.log, watch.metrics)
-        outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh)
+        outcome = _coordinate(config, server.grid, watch, stop, vault, fresh=fresh)
         if outcome is None:
             watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")
             return None
@@ -95,7 +100,7 @@ def traffic_of(grid: FleetGrid) -> Traffic:
 
 
 def _coordinate(
-    config: FederationConfig, grid: FleetGrid, watch: Watch, stop: threading.Event, *, fresh: bool
+    config: FederationConfig, grid: FleetGrid, watch: Watch, stop: threading.Event, vault: Vault, *, fresh: bool
 ) -> Outcome | None:
     """The run as a Flower ServerApp in this thread; a watcher turns ``stop`` into the grid's own stop."""
     outcome: list[Outcome | None] = [None]
@@ -103,7 +108,7 @@ def _coordinate(
 
     @app.main()
     def main(fleet: Grid, context: Context) -> None:
-        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh).run()
+        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh, vault=vault).run()
 
     def pass_on() -> None:
         stop.wait()

@@ -11,18 +11,21 @@ import numpy as np
 from momkd_fl.data.cohort import Cohort
 from momkd_fl.evaluation.results import Cohort as CohortRow
 from momkd_fl.evaluation.results import TaskCohort
-from momkd_fl.training import checkpoint
+from momkd_fl.federation.vault import CLEAR, Vault
+from momkd_fl.security.seal import Sealed
 from momkd_fl.training.loop import Prediction
 
+PREDICTIONS_KIND = "predictions"
 
-def write_predictions(path: Path, scored: Prediction) -> None:
+
+def write_predictions(path: Path, scored: Prediction, run: str = "", round: int = 0, vault: Vault = CLEAR) -> None:
     """One row a patient: id, label, probability of each class. The file stays at the site."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["patient", "label", *(f"p{label}" for label in range(scored.probabilities.shape[1]))])
     for patient, label, row in zip(scored.ids, scored.labels, scored.probabilities, strict=True):
         writer.writerow([patient, int(label), *(f"{value:.8g}" for value in row)])
-    checkpoint.write_durably(path, text.getvalue().encode())
+    vault.write(path, text.getvalue().encode(), Sealed(PREDICTIONS_KIND, run, round))
 
 
 def unmeasured_row(cohort: Cohort) -> CohortRow:
