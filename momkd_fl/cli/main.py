@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "privacy": _privacy,
         "ledger": _ledger,
         "study": _study,
-        "seal": _seal,
+        "seal": _seal_files,
         "unseal": _unseal,
         "policy": _policy,
     }
@@ -193,7 +193,7 @@ def _privacy(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_privacy(args)
 
 
-def _seal(args: argparse.Namespace, stop: threading.Event) -> int:
+def _seal_files(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_seal(args)
 
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from momkd_fl.config import policy as contracts
 from momkd_fl.config.site import Egress
 from momkd_fl.federation.anchor import Anchor
+from momkd_fl.federation.messages import TRAIN
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.privacy.accountant import Charge
@@ -27,6 +28,7 @@ class Books:
     Attributes
     ----------
     sent : how many messages left, by (run, kind), over all time
+    rounds : newest round that was trained for, by run
     """
 
     key: Ed25519PrivateKey
@@ -34,6 +36,7 @@ class Books:
     odometer: Odometer
     publications: Publications
     sent: dict[tuple[str, str], int]
+    rounds: dict[str, int]
     _where: Egress
     _seen: set[Anchor]
 
@@ -60,9 +63,12 @@ class Books:
         publications = Publications(where.publications, vault)
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
+        rounds: dict[str, int] = {}
         for entry in ledgers.verify(where.ledger, key.public_key()).entries:
             sent[entry.run, entry.kind] = sent.get((entry.run, entry.kind), 0) + 1
-        return cls(key, ledger, odometer, publications, sent, where, set())
+            if entry.kind == TRAIN.name:
+                rounds[entry.run] = max(entry.round, rounds.get(entry.run, 0))
+        return cls(key, ledger, odometer, publications, sent, rounds, where, set())
 
     @property
     def anchor(self) -> Anchor:

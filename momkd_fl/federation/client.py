@@ -50,6 +50,21 @@ ENDS_HERE = frozenset(
     }
 )
 """What ends the site's part of a run: it can send nothing more, whatever it is asked."""
+NOT_THE_SITES = frozenset(
+    {
+        "config-unknown-key",
+        "config-value",
+        "contract-message",
+        "contract-run",
+        "contract-times",
+        "message-not-finite",
+        "message-schema",
+        "message-version",
+        "plan-missing",
+    }
+)
+"""Greetings and plans that the coordinator, not the site, would have to mend: the site stays, for the next one. An
+honest coordinator hears the code, and ends the site's part with its farewell."""
 
 
 def make_client_app(
@@ -67,13 +82,14 @@ def make_client_app(
         try:
             gate.admit(request)
             parcel = open_request(request, kind)
+            gate.refuse_question(parcel)
             body, arrays = work(parcel)
             charges, task = participant.take_charges(), participant.task
             reply = gate.send(kind, request, parcel, body, arrays, task=task, charges=charges)
         except UserError as mistake:
             say(str(mistake))
             code = mistake.code
-            if (kind in (HELLO, PLAN) and code != "plan-missing") or code in ENDS_HERE:
+            if (kind in (HELLO, PLAN) and code not in NOT_THE_SITES) or code in ENDS_HERE:
                 participant.give_up(mistake)
         except Exception:  # a bug must neither end the process nor tell the coordinator what it was holding
             traceback.print_exc(file=sys.stderr)

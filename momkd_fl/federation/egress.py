@@ -18,8 +18,19 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
 from momkd_fl.federation.books import Books
-from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside
-from momkd_fl.federation.messages import ANCHOR, ARRAYS_BYTES_MAX, Arrays, Body, Evaluate, Kind, Parcel, answer
+from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside, refuse_question
+from momkd_fl.federation.messages import (
+    ANCHOR,
+    ARRAYS_BYTES_MAX,
+    FINISH,
+    TRAIN,
+    Arrays,
+    Body,
+    Evaluate,
+    Kind,
+    Parcel,
+    answer,
+)
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.small_numbers import Split, suppressed
 from momkd_fl.federation.vault import CLEAR, Vault
@@ -55,6 +66,7 @@ class Gate:
         self.policy, self._books, self._watch, self._today = policy, books, watch, today
         self._publications = Publications(None) if books is None else books.publications
         self._sent: dict[tuple[str, str], int] = {} if books is None else books.sent
+        self._rounds: dict[str, int] = {} if books is None else books.rounds
 
     def admit(self, request: Message) -> None:
         """Look at what the coordinator holds of this site's books, before any work is done for it.
@@ -67,6 +79,28 @@ class Gate:
         held = read_heads(request.content)
         if held is not None and self._books is not None:
             self._books.must_continue(held)
+
+    def refuse_question(self, parcel: Parcel[Any]) -> None:
+        """Refuse, before any work is done for it, what may not be answered, or what belongs to an earlier round.
+
+        Raises
+        ------
+        UserError
+            As :func:`~momkd_fl.federation.contract.refuse_question`; ``round-replayed``: the site has trained for a
+            later round of that run. (For the same round a coordinator may ask again, after it was restarted.)
+        """
+        kind, run, number = parcel.kind, parcel.run, parcel.round
+        if kind == FINISH.name:  # a site that may not answer learns all the same that, and why, its part is over
+            return
+        refuse_question(self.policy, kind, run, self._sent.get((run, kind), 0), self._today())
+        newest = self._rounds.get(run, 0)
+        if kind == TRAIN.name and number < newest:
+            raise UserError(
+                "round-replayed",
+                f"The coordinator asked for round {number} of run {run}, and this site has answered round {newest}. "
+                "Nothing was done. The coordinator may have put an old copy of its state back: it must put back the "
+                "newest, or start a new run.",
+            )
 
     def send(
         self,
@@ -96,6 +130,8 @@ class Gate:
             self._account(self._books, outgoing, reply)
         else:
             self._sent[parcel.run, kind.name] = self._sent.get((parcel.run, kind.name), 0) + 1
+        if kind is TRAIN:
+            self._rounds[parcel.run] = max(parcel.round, self._rounds.get(parcel.run, 0))
         if self._watch is not None:
             self._watch(outgoing, reply)
         return reply

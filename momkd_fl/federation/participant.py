@@ -243,6 +243,8 @@ class Participant:
     def finish(self, request: Parcel[Finish]) -> tuple[FinishReply, Arrays]:
         """Keep the selected model, or the reason why the site was turned away; the run is over here."""
         body = request.body
+        if body.outcome != "refused" and self._plan is not None and self._plan.run != request.run:
+            raise UserError("plan-missing", f"Run {request.run} was said to be over, and this site is in another.")
         self.over = True
         if body.outcome == "refused":
             self.mistake = UserError(body.code, body.sentence)
