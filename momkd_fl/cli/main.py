@@ -1,4 +1,4 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, withdraw, provision, privacy, policy, ledger and
+"""``momkd``: demo, simulate, study, report, check, ingest, withdraw, provision, privacy, policy, ledger, seal and
 unseal."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from momkd_fl.cli.ledger import ledger_options, run_ledger
 from momkd_fl.cli.policy import policy_options, run_policy
 from momkd_fl.cli.privacy import privacy_options, run_privacy
 from momkd_fl.cli.provision import provision_options, run_provision
-from momkd_fl.cli.unseal import run_unseal, unseal_options
+from momkd_fl.cli.seal import run_seal, run_unseal, seal_options, unseal_options
 from momkd_fl.cli.withdraw import run_withdraw, withdraw_options
 
 
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
     policy_options(commands.add_parser("policy", help="the contract of what may leave a site: write, explain, sign"))
     ledger_options(commands.add_parser("ledger", help="what left this site: verify, show, export"))
+    seal_options(commands.add_parser("seal", help="seal this party's files that lie in the clear"))
     unseal_options(commands.add_parser("unseal", help="read a sealed file of this party's own"))
     args = parser.parse_args(argv)
     actions = {
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         "privacy": _privacy,
         "ledger": _ledger,
         "study": _study,
+        "seal": _seal_files,
         "unseal": _unseal,
         "policy": _policy,
     }
@@ -197,6 +199,10 @@ def _provision(args: argparse.Namespace, stop: threading.Event) -> int:
 
 def _privacy(args: argparse.Namespace, stop: threading.Event) -> int:
     return run_privacy(args)
+
+
+def _seal_files(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_seal(args)
 
 
 def _unseal(args: argparse.Namespace, stop: threading.Event) -> int:

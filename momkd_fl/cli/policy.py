@@ -75,6 +75,7 @@ def _write(args: argparse.Namespace) -> int:
     from momkd_fl.config.site import SiteConfig
     from momkd_fl.federation.books import Books
     from momkd_fl.federation.contract import contract_for
+    from momkd_fl.federation.vault import open_vault
     from momkd_fl.security.keystore import write_new
     from momkd_fl.security.pki import certificate_sha256
     from momkd_fl.security.signing import PUBLIC_MODE, load_signing_key
@@ -95,7 +96,8 @@ def _write(args: argparse.Namespace) -> int:
     if not site.egress.signing_key.exists():
         _create_key(site.egress.signing_key)
     if not site.egress.ledger.exists() and not site.egress.odometer.exists():
-        Books.create(site.egress, load_signing_key(site.egress.signing_key), site.site, policy.budget)
+        vault = open_vault(site.seal)
+        Books.create(site.egress, load_signing_key(site.egress.signing_key), site.site, policy.budget, vault)
     write_new(site.egress.policy, policy_text(policy).encode(), PUBLIC_MODE)
     print(f"Written: {site.egress.policy}. Read it with 'momkd policy explain', change it, and sign it.")
     return OK

@@ -14,16 +14,20 @@ from momkd_fl.security.documents import same_digest, spoken
 from momkd_fl.security.keystore import refuse_existing, write_new
 from momkd_fl.security.party import hosts_of, party_of
 from momkd_fl.security.pki import PARTY_DAYS, certify, private_key_of, write_certificate
+from momkd_fl.security.seal import create_seal_key, seal_key_name
 from momkd_fl.security.signing import PUBLIC_MODE, load_signing_key
 from momkd_fl.security.signing_request import SigningRequest, check_party, create_keys, make_request, read_request
 
 
 def run_request(args: argparse.Namespace) -> int:
-    """Make keys and a request."""
+    """Make keys and a request; the key that seals files is in no request, and a renewal leaves it as it is."""
     path = args.folder / f"{args.party}.request.json"
     check_party(args.party, args.kind, tuple(args.hosts))
     refuse_existing(path)
+    seal_key = args.folder / seal_key_name(args.party)
+    refuse_existing(seal_key)
     keys = create_keys(args.folder, args.party, passphrase_of_options(args))
+    create_seal_key(seal_key)
     return _hand_over(path, make_request(args.party, args.kind, tuple(args.hosts), *keys))
 
 

@@ -15,6 +15,7 @@ from momkd_fl.security.documents import spoken
 from momkd_fl.security.keystore import write_new
 from momkd_fl.security.party import party_of
 from momkd_fl.security.pki import create_root, issue_server, issue_site
+from momkd_fl.security.seal import create_seal_key, seal_key_name
 from momkd_fl.security.signing import PUBLIC_MODE, create_signing_key, fingerprint, load_public_key
 
 KEYHOLDER = "keyholder"
@@ -38,6 +39,8 @@ def make_trial(out: Path, name: str, hosts: list[str], sites: list[str]) -> None
     issue_server(out / "server", root, "server", hosts)
     for site in sites:
         issue_site(out / site, root, site)
+    for party in ("server", *sites):
+        create_seal_key(out / party / seal_key_name(party))
     charter = make_charter(name, root / "ca.crt", {KEYHOLDER: key.public_key()}, 1)
     parties = [party_of(out / party / f"{party}.crt") for party in ("server", *sites)]
     write_new(out / CHARTER_FILE, charter.text(), PUBLIC_MODE)

@@ -35,13 +35,15 @@ def run_withdraw(args: argparse.Namespace) -> int:
     from momkd_fl.data.load import slides_of
     from momkd_fl.data.withdrawal import drop_from_store, withdraw, withdrawn_file
     from momkd_fl.federation.site_outputs import forget_predictions
+    from momkd_fl.federation.vault import open_vault
 
     site = load(args.site, SiteConfig)
+    vault = open_vault(site.seal)
     slides = slides_of(site, args.patient)
     path = withdrawn_file(site)
     new = withdraw(path, args.patient, args.reason, slides, datetime.now(UTC).date())
     stored = 0 if site.data.store is None else drop_from_store(site.data.store, [str(slide) for slide in slides])
-    rows = forget_predictions(site.state_dir, args.patient)
+    rows = forget_predictions(site.state_dir, args.patient, vault)
     print(f"The patient {'was put on' if new else 'was already on'} the list {path}.")
     print(f"{stored} ingested slide(s) and {rows} row(s) of predictions were deleted; source files are never touched.")
     print("From the next message of a run on, no batch, sum, score or report has this patient.")

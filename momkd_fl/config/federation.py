@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from momkd_fl.config.aggregation import TRIMMED_SITES_MIN, Aggregation
 from momkd_fl.config.base import FilePath, Strict
 from momkd_fl.config.privacy import Privacy, breaks_privacy
-from momkd_fl.config.site import Consortium, Name, Port, Telemetry, Tls
+from momkd_fl.config.site import Consortium, Name, Port, Seal, Telemetry, Tls
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["required", "must", "warn", "ignore"]
@@ -269,6 +269,11 @@ class FederationConfig(Strict):
         None,
         description="The coordinator's Ed25519 private key (PEM, mode 0600), as its certificate names it. Needed by "
         "momkd-server with aggregation 'secagg'.",
+    )
+    seal: Seal | None = Field(
+        None,
+        description="Seals checkpoint and model of momkd-server; none: they lie in the clear. 'momkd simulate' seals "
+        "nothing.",
     )
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 

@@ -34,6 +34,21 @@ class Tls(Strict):
         return self
 
 
+class Seal(Strict):
+    """The key under which this party's files are sealed (AES-256-GCM): 32 bytes, as 64 hexadecimal digits."""
+
+    key_file: FilePath | None = Field(
+        None, description="File of mode 0600 with the key; 'momkd provision request' makes one beside the others."
+    )
+    key_env: str | None = Field(None, description="Name of the environment variable with the key; instead of key_file.")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Seal:
+        if (self.key_file is None) == (self.key_env is None):
+            raise ValueError("give key_file or key_env, one of the two")
+        return self
+
+
 class Consortium(Strict):
     """Who is in: the consortium's word, not the coordinator's. Made with 'momkd provision'."""
 
@@ -251,6 +266,11 @@ class SiteConfig(Strict):
         None, description="Needed by momkd-client; 'momkd simulate' has no consortium."
     )
     egress: Egress | None = Field(None, description="Needed by momkd-client; 'momkd simulate' sends nothing.")
+    seal: Seal | None = Field(
+        None,
+        description="Seals what momkd-client keeps in state_dir, and egress.publications; none: they lie in the clear. "
+        "'momkd simulate' seals nothing.",
+    )
     data: Data
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     cuda_graphs: bool = Field(

@@ -16,7 +16,9 @@ from momkd_fl.config import policy as contracts
 from momkd_fl.config.site import Egress
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import Anchor
+from momkd_fl.federation.messages import TRAIN
 from momkd_fl.federation.publications import Publications
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.federation.witnesses import Witnesses
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.odometer import Budget, Debit, Odometer, Receipt
@@ -38,6 +40,7 @@ class Books:
     ----------
     sent : how many messages left, by (run, kind), over all time
     withdrawn : digests of the patients who were withdrawn, see :func:`withdrawal_digest`
+    rounds : newest round that was trained for, by run
     """
 
     key: Ed25519PrivateKey
@@ -47,18 +50,21 @@ class Books:
     witnesses: Witnesses
     sent: dict[tuple[str, str], int]
     withdrawn: set[str]
+    rounds: dict[str, int]
     _where: Egress
     _seen: set[Anchor]
 
     @classmethod
-    def create(cls, where: Egress, key: Ed25519PrivateKey, site: str, budget: contracts.Budget) -> None:
+    def create(
+        cls, where: Egress, key: Ed25519PrivateKey, site: str, budget: contracts.Budget, vault: Vault = CLEAR
+    ) -> None:
         """Begin all three, once, when a site is set up (raises UserError ``ledger-exists``, ``odometer-exists``)."""
         Ledger.create(where.ledger, key, site).close()
         Odometer.create(where.odometer, odometer_key(key), _budget(budget))
-        Publications.create(where.publications)
+        Publications.create(where.publications, vault)
 
     @classmethod
-    def open(cls, where: Egress, key: Ed25519PrivateKey, budget: contracts.Budget) -> Books:
+    def open(cls, where: Egress, key: Ed25519PrivateKey, budget: contracts.Budget, vault: Vault = CLEAR) -> Books:
         """Open what :meth:`create` has made.
 
         Raises
@@ -68,15 +74,19 @@ class Books:
             ``publications-unreadable``, ``peers-unreadable``: nothing leaves before all of them can be read.
         """
         odometer = Odometer(where.odometer, odometer_key(key), _budget(budget))
-        publications, witnesses = Publications(where.publications), Witnesses(where.ledger.with_name(PEERS_FILE))
+        publications = Publications(where.publications, vault)
+        witnesses = Witnesses(where.ledger.with_name(PEERS_FILE))
         ledger = Ledger(where.ledger, key)
         sent: dict[tuple[str, str], int] = {}
+        rounds: dict[str, int] = {}
         withdrawn = set()
         for entry in ledgers.verify(where.ledger, key.public_key()).entries:
             sent[entry.run, entry.kind] = sent.get((entry.run, entry.kind), 0) + 1
+            if entry.kind == TRAIN.name:
+                rounds[entry.run] = max(entry.round, rounds.get(entry.run, 0))
             if entry.kind == WITHDRAWAL:
                 withdrawn.add(entry.digest)
-        return cls(key, ledger, odometer, publications, witnesses, sent, withdrawn, where, set())
+        return cls(key, ledger, odometer, publications, witnesses, sent, withdrawn, rounds, where, set())
 
     @property
     def anchor(self) -> Anchor:

@@ -36,6 +36,7 @@ from momkd_fl.federation.participant import Participant, site_participant
 from momkd_fl.federation.preflight import check_site, refuse_failures
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_site import SumSite
+from momkd_fl.federation.vault import open_vault
 from momkd_fl.security.signing import load_signing_key
 from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics
@@ -56,6 +57,21 @@ ENDS_HERE = frozenset(
     }
 )
 """What ends the site's part of a run: it can send nothing more, whatever it is asked."""
+NOT_THE_SITES = frozenset(
+    {
+        "config-unknown-key",
+        "config-value",
+        "contract-message",
+        "contract-run",
+        "contract-times",
+        "message-not-finite",
+        "message-schema",
+        "message-version",
+        "plan-missing",
+    }
+)
+"""Greetings and plans that the coordinator, not the site, would have to mend: the site stays, for the next one. An
+honest coordinator hears the code, and ends the site's part with its farewell."""
 
 
 def make_client_app(
@@ -81,13 +97,14 @@ def make_client_app(
             gate.admit(request)
             gate.note_withdrawn(participant.withdrawn())
             parcel = open_request(request, kind)
+            gate.refuse_question(parcel)
             body, arrays = work(parcel)
             charges, task = (*participant.take_charges(), *sums.take_charges()), participant.task
             reply = gate.send(kind, request, parcel, body, arrays, task=task, charges=charges)
         except UserError as mistake:
             say(str(mistake))
             code = mistake.code
-            if (kind in (HELLO, PLAN) and code != "plan-missing") or code in ENDS_HERE:
+            if (kind in (HELLO, PLAN) and code not in NOT_THE_SITES) or code in ENDS_HERE:
                 participant.give_up(mistake)
         except Exception:  # a bug must neither end the process nor tell the coordinator what it was holding
             traceback.print_exc(file=sys.stderr)
@@ -173,8 +190,10 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
         _preflight(config, say)
         membership = Membership(config.consortium, config.tls, config.site)
         tell_of_ends(expiries(config.tls, membership.allow_list), say, log, metrics)
-        gate = open_gate(config)
-        participant = site_participant(config, say)
+        vault = open_vault(config.seal)
+        vault.check(config.state_dir)
+        gate = open_gate(config, vault)
+        participant = site_participant(config, say, vault)
         session = SiteSession(
             config.connection.url,
             ca=config.tls.ca,

@@ -47,6 +47,8 @@ class Connection:
         elif event == "dropped":
             self.say("The server no longer wants this answer (the round went on, or it restarted); asking again.")
             self.log.event("answer_dropped", level="warning")
+        elif event == "refused":
+            self.log.event("refused", level="error", code=str(fields["code"]))
         elif event == "sent" and "seconds" in fields:
             self.log.event("answered", seconds=float(fields["seconds"]))
 

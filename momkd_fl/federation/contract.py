@@ -102,29 +102,25 @@ def refuse_expired(policy: Policy, today: date) -> None:
         )
 
 
-def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *, summed: bool = False) -> None:
-    """Refuse a message that the contract does not name, line by line.
+def refuse_question(policy: Policy, kind: str, run: str, sent: int, today: date) -> MessageRule:
+    """Refuse what the contract would not let be answered, whatever the answer; else its rule for that kind.
 
     Parameters
     ----------
     sent : int
         Messages of this kind that left in this run already, or answers to it that went into a sum.
-    summed : bool
-        It does not leave as it is, but goes into a secure sum.
 
     Raises
     ------
     UserError
-        ``contract-expired``, ``contract-run``, ``contract-message``, ``contract-times``, ``contract-bytes``,
-        ``contract-tensor``, ``contract-numbers``, ``contract-shape``, ``contract-dtype``, ``contract-dp-memory``,
-        ``contract-dp-weights``, ``contract-summed``.
+        ``contract-expired``, ``contract-run``, ``contract-message``, ``contract-times``.
     """
     refuse_expired(policy, today)
-    kind, rule = outgoing.kind, policy.messages.get(outgoing.kind)
-    if not any(run == ANY or fullmatch(f"{run_pattern(run)}", outgoing.run) for run in policy.runs):
+    rule = policy.messages.get(kind)
+    if not any(name == ANY or fullmatch(f"{run_pattern(name)}", run) for name in policy.runs):
         raise UserError(
             "contract-run",
-            f"Run {outgoing.run} is none of those in the contract ({', '.join(policy.runs)}). Nothing was sent. Add "
+            f"Run {run!r} is none of those in the contract ({', '.join(policy.runs)}). Nothing was sent. Add "
             "it to 'runs' and sign the contract if the site wants to take part.",
         )
     if rule is None:
@@ -134,9 +130,25 @@ def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *
     if rule.times_max is not None and sent >= rule.times_max:
         raise UserError(
             "contract-times",
-            f"Run {outgoing.run} has had {sent} '{kind}' messages; the contract allows {rule.times_max} "
+            f"Run {run} has had {sent} '{kind}' messages; the contract allows {rule.times_max} "
             f"(messages.{kind}.times_max). Nothing was sent.",
         )
+    return rule
+
+
+def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *, summed: bool = False) -> None:
+    """Refuse a message that the contract does not name, line by line (``sent`` as :func:`refuse_question`).
+
+    ``summed``: it does not leave as it is, but goes into a secure sum.
+
+    Raises
+    ------
+    UserError
+        As :func:`refuse_question`; ``contract-bytes``, ``contract-tensor``, ``contract-numbers``, ``contract-shape``,
+        ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``, ``contract-summed``.
+    """
+    kind = outgoing.kind
+    rule = refuse_question(policy, kind, outgoing.run, sent, today)
     _refuse_tensors(kind, rule, outgoing.arrays)
     _refuse_size(kind, rule, outgoing)
     _refuse_without_noise(policy, outgoing)

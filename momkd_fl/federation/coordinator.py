@@ -28,7 +28,7 @@ from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.enrol import agree_panel, architecture_difference, call_roll, dismiss, send_plan, warned
 from momkd_fl.federation.initialise import Start, initialise
 from momkd_fl.federation.messages import SELECT, SHARED_SECTIONS, HelloReply, Parcel, Select, TrainReply
-from momkd_fl.federation.plan import SitePlan, save_model
+from momkd_fl.federation.plan import MODEL_FILE, SitePlan, save_model
 from momkd_fl.federation.private_plan import must_be_useful, private_plan, released_in, slots_release
 from momkd_fl.federation.rounds import Course, Traffic, run_rounds
 from momkd_fl.federation.selection import learn_panel
@@ -38,17 +38,19 @@ from momkd_fl.federation.student import Layout, initial_memory, initial_weights,
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_parts import select_parts
 from momkd_fl.federation.sums import SecureSums, must_be_summable
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
 from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 CHANGEABLE: Mapping[str, Any] = {
-    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls", "consortium", "signing_key"), True),
+    **dict.fromkeys(("listen", "telemetry", "output_dir", "tls", "consortium", "signing_key", "seal"), True),
     "aggregation": {"step_deadline_s"},
     "rounds": {"quorum", "deadline_s", "gather_s"},
     "members": {"__all__": {"certificate", "config"}},
 }
 """Sections and keys that a restarted run may have changed: how it is reached and watched, and how long it waits."""
+CHECKPOINT_FILE = "checkpoint.safetensors"
 REJOIN_S = 60.0
 """How long a restarted coordinator waits for all the sites it knew, before it goes on with a quorum."""
 
@@ -86,6 +88,8 @@ class Coordinator:
         What secure sums are signed with; needed where the configuration asks for them.
     fresh : bool
         Start anew even where a checkpoint could be resumed; the old one is kept under another name.
+    vault : Vault
+        How checkpoint and model lie on disk.
     """
 
     def __init__(
@@ -98,10 +102,11 @@ class Coordinator:
         *,
         fresh: bool = False,
         keys: SumKeys | None = None,
+        vault: Vault = CLEAR,
     ) -> None:
-        self.config, self.watch, self.stop, self.traffic = config, watch, stop, traffic
+        self.config, self.watch, self.stop, self.traffic, self.vault = config, watch, stop, traffic, vault
         self.grid: SiteGrid = AnchoringGrid(grid, Anchors(config.output_dir / anchors.FILE))
-        self.checkpoint = config.output_dir / "checkpoint.safetensors"
+        self.checkpoint = config.output_dir / CHECKPOINT_FILE
         self.secure: SecureSums | None = None
         if config.aggregation.kind == "secagg":
             must_be_summable(config)
@@ -110,8 +115,10 @@ class Coordinator:
             self.secure = SecureSums(config, self.grid, keys, config.output_dir, watch)
         self.failures: list[tuple[str, str]] = []
         self.stopped: list[Disagreement] = []
-        if fresh and self.checkpoint.exists():
-            shutil.move(self.checkpoint, self.checkpoint.with_suffix(f".{time.time_ns()}.old"))
+        vault.check(config.output_dir)
+        if fresh and vault.holds(self.checkpoint):
+            old = self.checkpoint.with_suffix(f".{time.time_ns()}.old")
+            shutil.move(vault.path(self.checkpoint), vault.path(old))
 
     def run(self) -> Outcome | None:
         """The whole run; None when the person stopped it (the checkpoint allows going on)."""
@@ -130,7 +137,7 @@ class Coordinator:
                 if self.stop.is_set():  # whoever stopped the run asked no further site: none of them is at fault
                     return None
                 raise
-            states.save(self.checkpoint, state)
+            states.save(self.checkpoint, state, self.vault)
         layout = self._layout(state)
         state = run_rounds(state, self._course(state, layout, admitted))
         if self.stop.is_set():
@@ -138,7 +145,7 @@ class Coordinator:
         closing = Closing(self.config, self.grid, self.watch, self.failures, self.secure)
         chosen = closing.choose(state)
         state = state.after(best=chosen.best)
-        states.save(self.checkpoint, state)
+        states.save(self.checkpoint, state, self.vault)
         self._admit(state, self.grid.online() - set(state.members))
         evaluations = closing.evaluate(state, chosen)
         differing = self.stopped + warned(self.config, state.members)
@@ -152,13 +159,13 @@ class Coordinator:
         shared = self.config.model_dump(mode="json", include=set(SHARED_SECTIONS))
         plan = SitePlan(state.run, shared, state.panel, state.architecture, state.space)
         arrays = {"weights": chosen.best.weights, "memory": chosen.best.memory}
-        path = self.config.output_dir / "model.safetensors"
-        save_model(path, plan, arrays, chosen.threshold, chosen.calibration.to_list())
+        path = self.config.output_dir / MODEL_FILE
+        save_model(path, plan, arrays, chosen.threshold, chosen.calibration.to_list(), chosen.best.round, self.vault)
 
     def _resumed(self) -> ServerState | None:
-        if not self.checkpoint.exists():
+        if not self.vault.holds(self.checkpoint):
             return None
-        state = states.load(self.checkpoint)
+        state = states.load(self.checkpoint, self.vault)
         if state.config_digest != config_digest(self.config):
             raise UserError(
                 "resume-config-changed",
@@ -345,7 +352,7 @@ class Coordinator:
             watch=self.watch,
             stop=self.stop,
             admit=lambda sites: self._admit(state, sites),
-            save=lambda now: states.save(self.checkpoint, now),
+            save=lambda now: states.save(self.checkpoint, now, self.vault),
             traffic=self.traffic,
             sums=self.secure,
             admitted=admitted,

@@ -31,11 +31,11 @@ from momkd_fl.federation.initialise import Start, initialise
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.messages import EVALUATE, TRAIN, Evaluate, Train
 from momkd_fl.federation.participant import site_participant
-from momkd_fl.federation.plan import PLAN_FILE
+from momkd_fl.federation.plan import PLAN_FILE, PLAN_KIND
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.student import initial_memory, initial_weights, shape_of
+from momkd_fl.federation.vault import open_vault
 from momkd_fl.model.momkd import architecture_hash
-from momkd_fl.training import checkpoint
 
 ROUND_S: Final = 86400.0
 Say = Callable[[str], None]
@@ -143,8 +143,10 @@ def _tensor_line(name: str, value: np.ndarray[Any, Any], size: int) -> str:
 def settings_for(site: SiteConfig) -> FederationConfig:
     """The federation's settings where its file is not at hand: those of the site's last run, else defaults."""
     try:
-        shared = dict(checkpoint.load(site.state_dir / PLAN_FILE)[1]["federation"])
-    except UserError:
+        shared = dict(open_vault(site.seal).read_tensors(site.state_dir / PLAN_FILE, PLAN_KIND)[1]["federation"])
+    except UserError as mistake:
+        if mistake.code not in ("checkpoint-missing", "checkpoint-corrupt"):
+            raise
         task = next(iter(site.data.tasks))
         cohort = load_cohort(site, task=task, classes=len(site.data.tasks[task].values_by_class))
         shared = {"name": "dry-run", "task": task, "encoder": {"name": cohort.encoder, "dim": cohort.dim}}

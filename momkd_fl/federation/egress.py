@@ -18,11 +18,13 @@ from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
 from momkd_fl.federation.books import Books
-from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside
+from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside, refuse_question
 from momkd_fl.federation.messages import (
     ANCHOR,
     ARRAYS_BYTES_MAX,
+    FINISH,
     MASK,
+    TRAIN,
     Arrays,
     Body,
     Evaluate,
@@ -33,6 +35,7 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.small_numbers import Split, suppressed
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.security.signing import load_public_key, load_signing_key
 
@@ -65,6 +68,7 @@ class Gate:
         self.policy, self._books, self._watch, self._today = policy, books, watch, today
         self._publications = Publications(None) if books is None else books.publications
         self._sent: dict[tuple[str, str], int] = {} if books is None else books.sent
+        self._rounds: dict[str, int] = {} if books is None else books.rounds
 
     def admit(self, request: Message) -> None:
         """Look at what coordinator and peers hold of this site's books, before any work is done for it.
@@ -119,6 +123,28 @@ class Gate:
         refuse_outside(self.policy, outgoing, sent, self._today(), summed=True)
         return suppressed(outgoing, _split(parcel), self.policy.small_numbers, self._publications)
 
+    def refuse_question(self, parcel: Parcel[Any]) -> None:
+        """Refuse, before any work is done for it, what may not be answered, or what belongs to an earlier round.
+
+        Raises
+        ------
+        UserError
+            As :func:`~momkd_fl.federation.contract.refuse_question`; ``round-replayed``: the site has trained for a
+            later round of that run. (For the same round a coordinator may ask again, after it was restarted.)
+        """
+        kind, run, number = parcel.kind, parcel.run, parcel.round
+        if kind == FINISH.name:  # a site that may not answer learns all the same that, and why, its part is over
+            return
+        refuse_question(self.policy, kind, run, self._sent.get((run, kind), 0), self._today())
+        newest = self._rounds.get(run, 0)
+        if kind == TRAIN.name and number < newest:
+            raise UserError(
+                "round-replayed",
+                f"The coordinator asked for round {number} of run {run}, and this site has answered round {newest}. "
+                "Nothing was done. The coordinator may have put an old copy of its state back: it must put back the "
+                "newest, or start a new run.",
+            )
+
     def send(
         self,
         kind: Kind[Any, Any],
@@ -148,6 +174,8 @@ class Gate:
         else:
             entered = _entered(outgoing)
             self._sent[parcel.run, entered] = self._sent.get((parcel.run, entered), 0) + 1
+        if kind is TRAIN:
+            self._rounds[parcel.run] = max(parcel.round, self._rounds.get(parcel.run, 0))
         if self._watch is not None:
             self._watch(outgoing, reply)
         return reply
@@ -196,7 +224,7 @@ def _split(parcel: Parcel[Any]) -> Split:
     return parcel.body.split if isinstance(parcel.body, Evaluate) else "validation"
 
 
-def open_gate(config: SiteConfig) -> Gate:
+def open_gate(config: SiteConfig, vault: Vault = CLEAR) -> Gate:
     """The gate of a site that takes part over the network: its signed contract and its books.
 
     Raises
@@ -206,7 +234,8 @@ def open_gate(config: SiteConfig) -> Gate:
     """
     policy = contract_of(config)
     assert config.egress is not None
-    return Gate(policy, Books.open(config.egress, load_signing_key(config.egress.signing_key), policy.budget))
+    key = load_signing_key(config.egress.signing_key)
+    return Gate(policy, Books.open(config.egress, key, policy.budget, vault))
 
 
 def contract_of(config: SiteConfig, today: date | None = None) -> Policy:

@@ -26,7 +26,7 @@ import ssl
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -43,7 +43,7 @@ from fastapi import HTTPException
 from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, TIMESTAMP_HEADER, SubStatus
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
@@ -85,8 +85,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from momkd_fl.errors import UserError
 from momkd_fl.federation.grid import FleetGrid, Known
+from momkd_fl.federation.messages import ARRAYS_BYTES_MAX
 from momkd_fl.federation.packing import PART_BYTES, pack, unpack
-from momkd_fl.federation.session import Gone, Say, Session
+from momkd_fl.federation.session import Gone, Say, Session, Unusable
 from momkd_fl.federation.transport import (
     ALLOW_LIST,
     Gate,
@@ -117,6 +118,9 @@ REQUEST_BYTES_MAX = 2 * PART_BYTES
 TIMEOUT_S = 60.0
 OBJECTS_BESIDE_PARTS = 4
 """Message, its record dictionary, the head; the last part may be short."""
+MESSAGE_BYTES_MAX = ARRAYS_BYTES_MAX + REQUEST_BYTES_MAX
+MESSAGE_OBJECTS_MAX = ARRAYS_BYTES_MAX // PART_BYTES + OBJECTS_BESIDE_PARTS
+"""Of one message to a site."""
 HEARTBEAT_S = 10.0
 """The shortest that Flower allows; a silent session lapses after twice that."""
 HOLD_S = 2.0
@@ -708,6 +712,27 @@ def _register(links: _Links, sites: Mapping[str, EllipticCurvePublicKey]) -> dic
     return names
 
 
+def _opened(message_id: str, contents: dict[str, bytes]) -> Message:
+    """The message that was sent, from its objects (raises whatever malformed bytes make Flower raise)."""
+    message = inflate_object_from_contents(message_id, contents)
+    if not isinstance(message, Message):
+        raise Unusable("message-schema")
+    message.metadata.__dict__["_message_id"] = message_id
+    message.content = unpack(message.content)
+    return message
+
+
+@contextlib.contextmanager
+def _refusing_malformed() -> Iterator[None]:
+    """Whatever malformed bytes make Flower raise is the server's fault, and does not end a site's process."""
+    try:
+        yield
+    except (UserError, httpx.HTTPError, Gone, Unusable):
+        raise
+    except Exception:
+        raise Unusable("message-schema") from None
+
+
 class _FleetCalls:
     """Flower's fleet client, signing with the server's time."""
 
@@ -742,7 +767,8 @@ class _FleetCalls:
         if self._meet is not None:
             self._meet(*self._introduction())
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
-        self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        with _refusing_malformed():
+            self._node = Node(node_id=self._client.ActivateNode(request).node_id)
 
     def _introduction(self) -> tuple[bytes | None, bytes | None]:
         """The server's certificate (DER), and the allow-list that it hands out, if it does."""
@@ -762,34 +788,61 @@ class _FleetCalls:
         return shown, content
 
     def receive(self) -> Message | None:
-        response = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not response.messages_list:
-            return None
-        metadata = message_from_proto(response.messages_list[0]).metadata
+        with _refusing_malformed():
+            response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            if not response.messages_list:
+                return None
+            head = response.messages_list[0].metadata
+            tree = response.message_object_trees[0]
+        try:
+            contents = self._contents(head.run_id, tree)
+            with _refusing_malformed():
+                return _opened(head.message_id, contents)
+        except Unusable:
+            with contextlib.suppress(Exception):  # else it would be delivered again and again, before any other
+                self._confirm(head.run_id, head.message_id)
+            raise
+
+    def _contents(self, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
+        """Every object of a message, by id, within the caps of a message."""
+        with _refusing_malformed():
+            names = list(islice(iterate_object_tree(tree), MESSAGE_OBJECTS_MAX + 1))
+        if len(names) > MESSAGE_OBJECTS_MAX:
+            raise Unusable("message-too-large")
         contents: dict[str, bytes] = {}
-        for each in dict.fromkeys(node.object_id for node in iterate_object_tree(response.message_object_trees[0])):
-            request = PullObjectRequest(node=self._node, run_id=metadata.run_id, object_id=each)
-            found = self._client.PullObject(request)
+        taken = 0
+        for each in dict.fromkeys(node.object_id for node in names):
+            found = self._pulled(run_id, each)
             if not found.object_available:
                 raise Gone("message-gone")
             contents[each] = found.object_content
-        message = inflate_object_from_contents(metadata.message_id, contents)
-        message.metadata.__dict__["_message_id"] = metadata.message_id
-        message.content = unpack(message.content)
-        return message
+            taken += len(contents[each])
+            if taken > MESSAGE_BYTES_MAX:
+                raise Unusable("message-too-large")
+        return contents
+
+    def _pulled(self, run_id: int, object_id: str) -> PullObjectResponse:
+        try:
+            found: PullObjectResponse = self._client.PullObject(
+                PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
+            )
+        except ValueError:  # an answer that is none says nothing of the message: it is asked for again
+            raise httpx.RemoteProtocolError("what it sends is no answer") from None
+        return found
 
     def confirm(self, message: Message) -> None:
-        metadata = message.metadata
+        with _refusing_malformed():
+            self._confirm(message.metadata.run_id, message.metadata.message_id)
+
+    def _confirm(self, run_id: int, message_id: str) -> None:
         self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
-            )
+            ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
         )
 
     def push(self, reply: Message, seconds: float) -> None:
         if reply.metadata.src_node_id != self._node.node_id:
             raise Gone("server-restarted")
-        with no_object_id_recompute():
+        with _refusing_malformed(), no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
             response = self._client.PushMessages(

@@ -8,20 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from momkd_fl.errors import UserError
+from momkd_fl.federation.vault import CLEAR, Vault
+from momkd_fl.security.seal import Sealed
 from momkd_fl.training import checkpoint
 
-_FILE = "student.safetensors"
+STUDENT_FILE, STUDENT_KIND = "student.safetensors", "student"
 
 
-def save_student(folder: Path, run: str, round: int, weights: dict[str, NDArray[np.float32]]) -> None:
+def save_student(
+    folder: Path, run: str, round: int, weights: dict[str, NDArray[np.float32]], vault: Vault = CLEAR
+) -> None:
     """Keep the flat weights by branch; the file never leaves the site."""
-    checkpoint.save(folder / _FILE, weights, {"run": run, "round": round})
+    content = checkpoint.pack(weights, {"run": run, "round": round})
+    vault.write(folder / STUDENT_FILE, content, Sealed(STUDENT_KIND, run, round))
 
 
-def load_student(folder: Path, run: str) -> dict[str, NDArray[np.float32]] | None:
+def load_student(folder: Path, run: str, vault: Vault = CLEAR) -> dict[str, NDArray[np.float32]] | None:
     """The student of ``run``, or None where this site has none yet."""
     try:
-        weights, meta = checkpoint.load(folder / _FILE)
+        weights, meta = vault.read_tensors(folder / STUDENT_FILE, STUDENT_KIND)
     except UserError as mistake:
         if mistake.code == "checkpoint-missing":
             return None

@@ -45,7 +45,7 @@ from momkd_fl.federation.messages import (
     TrainReply,
 )
 from momkd_fl.federation.own_student import load_student, save_student
-from momkd_fl.federation.plan import SitePlan, load_plan, save_model, save_plan
+from momkd_fl.federation.plan import MODEL_FILE, SitePlan, load_plan, save_model, save_plan
 from momkd_fl.federation.private_plan import released_in
 from momkd_fl.federation.private_release import NOTHING
 from momkd_fl.federation.site_data import cohort_loader, device_of
@@ -53,12 +53,13 @@ from momkd_fl.federation.site_outputs import cohort_row, unmeasured_row, write_p
 from momkd_fl.federation.site_statistics import anchor_statistics, genomes
 from momkd_fl.federation.state import Arrays as SpaceArrays
 from momkd_fl.federation.student import get_weights, set_weights
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.federation.work import Work
 from momkd_fl.model.memory import Memory, gene_scores
 from momkd_fl.model.momkd import architecture_hash
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.privacy.statistics import MemoryStatistics, moment_sums, scaling_sums, selection_sums
-from momkd_fl.training import checkpoint
+from momkd_fl.security.seal import Sealed
 from momkd_fl.training.loop import Prediction
 
 LoadCohort = Callable[[FederationConfig], tuple[Cohort, Fingerprint]]
@@ -77,6 +78,7 @@ class Participant:
     device : where to compute
     say : shows a sentence on the site's own screen
     capture : record steps as CUDA graphs
+    vault : how its files lie on disk
     withdrawn : who no longer takes part, as the site's list says now
 
     Attributes
@@ -91,6 +93,7 @@ class Participant:
     device: torch.device
     say: Callable[[str], None]
     capture: bool = False
+    vault: Vault = CLEAR
     withdrawn: Callable[[], frozenset[str]] = frozenset
     over: bool = False
     mistake: UserError | None = None
@@ -168,7 +171,7 @@ class Participant:
         self._plan = self._plan.after(panel=tuple(request.body.panel), architecture=request.body.architecture)
         self._work = None
         work = self.ready(request.run)
-        save_plan(self.state_dir, self._plan)
+        save_plan(self.state_dir, self._plan, self.vault)
         self._say_if_small(work)
         return PlanReply(architecture=architecture_hash(work.shape)), {}
 
@@ -223,7 +226,8 @@ class Participant:
         report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body))
         arrays = {"statistics": sums.to_arrays()}
         if work.config.privacy.share == "memory":
-            save_student(self.state_dir, request.run, request.round, get_weights(work.model, work.layout))
+            weights = get_weights(work.model, work.layout)
+            save_student(self.state_dir, request.run, request.round, weights, self.vault)
         else:
             arrays["update"] = work.difference(request.arrays["weights"])
         if validated is None:
@@ -249,8 +253,8 @@ class Participant:
         scored = work.score(work.receive(request.arrays), split)
         if request.body.final:
             path = self.state_dir / f"predictions_{split}.csv"
-            write_predictions(path, scored)
-            self.say(f"Predictions of the selected model are in {path}.")
+            write_predictions(path, scored, request.run, request.round, self.vault)
+            self.say(f"Predictions of the selected model are in {self.vault.path(path)}.")
         if not work.config.privacy.measured:
             return EvaluateReply(loss_sum=[], cohort=unmeasured_row(work.cohort)), {}
         reply = EvaluateReply(loss_sum=scored.loss_by_class(work.config.classes), cohort=cohort_row(work.cohort))
@@ -259,11 +263,13 @@ class Participant:
     def finish(self, request: Parcel[Finish]) -> tuple[FinishReply, Arrays]:
         """Keep the selected model, or the reason why the site was turned away; the run is over here."""
         body = request.body
+        if body.outcome != "refused" and self._plan is not None and self._plan.run != request.run:
+            raise UserError("plan-missing", f"Run {request.run} was said to be over, and this site is in another.")
         self.over = True
         if body.outcome == "refused":
             self.mistake = UserError(body.code, body.sentence)
         elif self._plan is not None and request.arrays:
-            path = self.state_dir / "model.safetensors"
+            path = self.state_dir / MODEL_FILE
             arrays = dict(request.arrays)
             if self._plan.config.privacy.share == "memory" and self.role == "train":
                 work = self.ready(request.run)
@@ -271,9 +277,9 @@ class Participant:
             threshold, calibration = body.threshold, body.calibration
             if self.role == "train" and not self._plan.config.privacy.measured:
                 threshold, calibration = self._own_threshold(request)
-            save_model(path, self._plan, arrays, threshold, calibration)
-            self._keep_provenance(self._plan)
-            self.say(f"The run is over. {body.sentence} It is kept in {path}.")
+            save_model(path, self._plan, arrays, threshold, calibration, request.round, self.vault)
+            self._keep_provenance(self._plan, request.round)
+            self.say(f"The run is over. {body.sentence} It is kept in {self.vault.path(path)}.")
         return FinishReply(), {}
 
     def _own_threshold(self, request: Parcel[Finish]) -> tuple[float | None, list[float] | None]:
@@ -304,11 +310,11 @@ class Participant:
         work = self.ready(run)
         return work.score(work.receive(state), "test")
 
-    def _keep_provenance(self, plan: SitePlan) -> None:
+    def _keep_provenance(self, plan: SitePlan, round: int) -> None:
         """What was trained on, for the site's own records: the digest depends on labels, so it stays here."""
         known = {"run": plan.run, "software": __version__, "data": data_digest(self._cohort(plan.config)[0])}
         path = self.state_dir / "provenance.json"
-        checkpoint.write_durably(path, json.dumps(known, indent=1).encode())
+        self.vault.write(path, json.dumps(known, indent=1).encode(), Sealed("provenance", plan.run, round))
 
     def _cohort(self, config: FederationConfig) -> tuple[Cohort, Fingerprint]:
         """The cohort, read again where another is asked for or a patient was withdrawn.
@@ -325,13 +331,13 @@ class Participant:
     def ready(self, run: str) -> Work:
         """The work of ``run``; after a restart it is rebuilt from the plan that was kept."""
         if self._plan is None or self._plan.run != run:
-            self._plan, self._work = load_plan(self.state_dir, run), None
+            self._plan, self._work = load_plan(self.state_dir, run, self.vault), None
             self.say(f"Going on with run {run}.")
         cohort, _ = self._cohort(self._plan.config)
         if self._work is None:
             self._work = Work.of_plan(self._plan, cohort, self.device, self.capture)
             if self._work.config.privacy.share == "memory":
-                kept = load_student(self.state_dir, run)
+                kept = load_student(self.state_dir, run, self.vault)
                 if kept is not None:
                     set_weights(self._work.model, self._work.layout, kept)
         return self._work
@@ -364,15 +370,16 @@ class Participant:
         work.space = space
         if self._plan is not None:
             self._plan = self._plan.after(space=space)
-            save_plan(self.state_dir, self._plan)
+            save_plan(self.state_dir, self._plan, self.vault)
 
 
-def site_participant(config: SiteConfig, say: Callable[[str], None]) -> Participant:
+def site_participant(config: SiteConfig, say: Callable[[str], None], vault: Vault = CLEAR) -> Participant:
     """The participant of a site's own configuration."""
     device = device_of(config)
     capture = config.cuda_graphs and device.type == "cuda"
+    load = cohort_loader(config, say)
     return Participant(
-        config.site, config.role, cohort_loader(config, say), config.state_dir, device, say, capture,
+        config.site, config.role, load, config.state_dir, device, say, capture, vault,
         lambda: frozenset(read_withdrawn(withdrawn_file(config))),
     )  # fmt: skip
 

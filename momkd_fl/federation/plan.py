@@ -11,10 +11,13 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.messages import Arrays as MessageArrays
 from momkd_fl.federation.state import Arrays
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.model.memory import SPACE
+from momkd_fl.security.seal import Sealed
 from momkd_fl.training import checkpoint
 
-PLAN_FILE = "plan.safetensors"
+PLAN_FILE, MODEL_FILE = "plan.safetensors", "model.safetensors"
+PLAN_KIND, MODEL_KIND = "plan", "model"
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,19 @@ class SitePlan:
         return replace(self, **changes)
 
 
-def save_plan(folder: Path, plan: SitePlan) -> None:
+def save_plan(folder: Path, plan: SitePlan, vault: Vault = CLEAR) -> None:
     """Keep the plan in the site's state folder."""
-    checkpoint.save(folder / PLAN_FILE, plan.space, _meta(plan))
+    vault.write(folder / PLAN_FILE, checkpoint.pack(plan.space, _meta(plan)), Sealed(PLAN_KIND, plan.run, 0))
 
 
 def save_model(
-    path: Path, plan: SitePlan, arrays: MessageArrays, threshold: float | None, calibration: list[float] | None
+    path: Path,
+    plan: SitePlan,
+    arrays: MessageArrays,
+    threshold: float | None,
+    calibration: list[float] | None,
+    round: int,
+    vault: Vault = CLEAR,
 ) -> None:
     """The selected weights and memory (groups of arrays) with all that gives them meaning, as one file.
 
@@ -53,20 +62,23 @@ def save_model(
     tensors = {f"{group}/{name}": value for group, members in arrays.items() for name, value in members.items()}
     tensors |= {f"space/{name}": value for name, value in plan.space.items() if name in SPACE}
     frozen = {"threshold": threshold, "calibration": calibration}
-    checkpoint.save(path, tensors, {**_meta(plan), **frozen})
+    vault.write(path, checkpoint.pack(tensors, {**_meta(plan), **frozen}), Sealed(MODEL_KIND, plan.run, round))
 
 
-def load_plan(folder: Path, run: str) -> SitePlan:
+def load_plan(folder: Path, run: str, vault: Vault = CLEAR) -> SitePlan:
     """The plan of ``run``.
 
     Raises
     ------
     UserError
-        ``plan-missing`` where this site was not told about the run; the coordinator will then greet it again.
+        ``plan-missing`` where this site was not told about the run; the coordinator will then greet it again. Also
+        as :class:`Vault`, but not for a damaged plan that is not sealed: that is none.
     """
     try:
-        space, meta = checkpoint.load(folder / PLAN_FILE)
-    except UserError:
+        space, meta = vault.read_tensors(folder / PLAN_FILE, PLAN_KIND)
+    except UserError as mistake:
+        if mistake.code not in ("checkpoint-missing", "checkpoint-corrupt"):
+            raise
         meta = {}
     if meta.get("run") != run:
         raise UserError("plan-missing", f"{folder}: no plan of run {run} is kept here; waiting to be greeted again.")

@@ -26,6 +26,7 @@ from momkd_fl.federation.messages import KINDS
 from momkd_fl.federation.session import CLOCK_OFF_MAX_S, clock_ahead_s, refusal_detail, trouble
 from momkd_fl.federation.site_data import device_of
 from momkd_fl.federation.transport import client_context, http_client
+from momkd_fl.federation.vault import in_the_clear, open_vault
 from momkd_fl.security.pki import check_certificate, days_left, private_key_of
 
 CERTIFICATE_WARN_DAYS = 30.0
@@ -64,6 +65,7 @@ def check_site(site: SiteConfig, progress: Progress, *, values: bool = True, net
             findings += _server(site)
     except UserError as mistake:
         findings.append(Finding("connection", "FAIL", mistake.sentence, code=mistake.code))
+    findings += _at_rest(site)
     findings += _leaving(site)
     return findings
 
@@ -122,6 +124,23 @@ def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.resolve()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _at_rest(site: SiteConfig) -> Iterator[Finding]:
+    """Whether what the site keeps is sealed, and opens with the key at hand."""
+    if site.seal is None:
+        mend = "Name a key under 'seal', which 'momkd provision request' has made, and run 'momkd seal' once."
+        yield Finding("at rest", "WARN", in_the_clear(site.state_dir), mend)
+        return
+    try:
+        vault = open_vault(site.seal)
+        vault.check(site.state_dir)
+        if site.egress is not None:
+            vault.check(site.egress.publications.parent)
+    except UserError as mistake:
+        yield Finding("at rest", "FAIL", mistake.sentence, code=mistake.code)
+    else:
+        yield Finding("at rest", "PASS", f"What is kept in {site.state_dir} is sealed, and the key opens it.")
 
 
 def _certificate(site: SiteConfig) -> Iterator[Finding]:

@@ -13,10 +13,12 @@ import numpy as np
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.disclosure import publishable
 from momkd_fl.evaluation.results import Cohort, Count, TaskCohort
+from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.privacy.suppression import NODES_MAX, Publication, publish
-from momkd_fl.training.checkpoint import write_durably
+from momkd_fl.security.seal import Sealed
 
 _COLUMNS_MAX = NODES_MAX - 3
+KIND, RUN = "publications", "all"
 
 
 class Publications:
@@ -26,20 +28,27 @@ class Publications:
     ----------
     path : Path or None
         None keeps them in memory only (a simulation).
+    vault : Vault
+        How the file lies on disk.
+
+    Raises
+    ------
+    UserError
+        ``publications-unreadable``, and as :class:`Vault`.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, vault: Vault = CLEAR) -> None:
+        self._path, self._vault = path, vault
         self._tables: dict[str, list[Publication]] = {}
         if path is not None:
-            self._tables = _read(path)
+            self._tables = _read(path, vault)
 
     @classmethod
-    def create(cls, path: Path) -> Publications:
+    def create(cls, path: Path, vault: Vault = CLEAR) -> Publications:
         """Begin with none, where there is no file yet."""
-        if not path.exists():
-            write_durably(path, b"{}\n")
-        return cls(path)
+        if not vault.holds(path):
+            vault.write(path, b"{}\n", Sealed(KIND, RUN, 0))
+        return cls(path, vault)
 
     def publish(self, table: str, counts: Sequence[int], minimum: int) -> Publication:
         """One row of counts and their total, as they may leave beside all earlier ones; durable when it returns."""
@@ -49,7 +58,9 @@ class Publications:
         if not any(_same(found, each) for each in earlier):
             self._tables[key] = [*earlier, found]
             if self._path is not None:
-                write_durably(self._path, json.dumps(_plain(self._tables), indent=1).encode())
+                number = sum(len(each) for each in self._tables.values())
+                content = json.dumps(_plain(self._tables), indent=1).encode()
+                self._vault.write(self._path, content, Sealed(KIND, RUN, number))
         return found
 
 
@@ -118,9 +129,9 @@ def _plain(tables: dict[str, list[Publication]]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, list[Publication]]:
+def _read(path: Path, vault: Vault) -> dict[str, list[Publication]]:
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(vault.read(path, KIND) or b"")
         return {
             name: [Publication(np.array(o["counts"], np.int64), np.array(o["withheld"], bool)) for o in published]
             for name, published in raw.items()

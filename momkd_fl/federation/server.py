@@ -19,6 +19,7 @@ from momkd_fl.federation.identity import Admission, expiries, passphrase_of, ref
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.rounds import Traffic
 from momkd_fl.federation.sum_keys import Peers, SumKeys
+from momkd_fl.federation.vault import Vault, in_the_clear, open_vault
 from momkd_fl.federation.watch import Watch, open_watch
 from momkd_fl.security.pki import public_key_of
 from momkd_fl.security.signing import load_signing_key
@@ -38,6 +39,8 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
         lacking = "tls" if config.tls is None else "consortium"
         raise UserError("config-value", f"Federation '{config.name}': '{lacking}' is missing; momkd-server needs it.")
     started = time.monotonic()
+    vault = open_vault(config.seal)
+    vault.check(config.output_dir)
     keys = _keys(config)
     admission = Admission(config.consortium, config.tls, keys)
     signing = signing_keys(config, admission)
@@ -57,8 +60,10 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
     with watch.progress, watch.log, watch.metrics, server:
         watch.say(f"Listening at port {server.port} for {len(keys)} sites.", "listening", port=server.port)
         _tell_of_members(admission, watch)
+        if config.seal is None:
+            watch.say(in_the_clear(config.output_dir), "in_clear", level="warning")
         tell_of_ends(expiries(config.tls, admission.allow_list), watch.progress.say, watch.log, watch.metrics)
-        outcome = _coordinate(config, server.grid, watch, stop, fresh=fresh, signing=signing)
+        outcome = _coordinate(config, server.grid, watch, stop, vault, fresh=fresh, signing=signing)
         if outcome is None:
             watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")
             return None
@@ -121,6 +126,7 @@ def _coordinate(
     grid: FleetGrid,
     watch: Watch,
     stop: threading.Event,
+    vault: Vault,
     *,
     fresh: bool,
     signing: SumKeys | None,
@@ -131,7 +137,8 @@ def _coordinate(
 
     @app.main()
     def main(fleet: Grid, context: Context) -> None:
-        outcome[0] = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh, keys=signing).run()
+        coordinator = Coordinator(config, grid, watch, stop, traffic_of(grid), fresh=fresh, keys=signing, vault=vault)
+        outcome[0] = coordinator.run()
 
     def pass_on() -> None:
         stop.wait()

@@ -39,8 +39,12 @@ class Gone(Exception):  # noqa: N818 - the run goes on
     """The server no longer wants what this was about."""
 
 
+class Unusable(Exception):  # noqa: N818 - a refusal, with a stable code
+    """What the server sent is no answer that a site takes; nothing of it was used."""
+
+
 class Calls(Protocol):
-    """The calls a site makes (flower.py); any may raise httpx.HTTPStatusError, httpx.TransportError or Gone."""
+    """The calls a site makes (flower.py); any may raise httpx.HTTPStatusError, httpx.TransportError, Gone, Unusable."""
 
     clock_offset: timedelta
     """Added to this machine's clock in signed requests."""
@@ -145,9 +149,14 @@ class Session:
         context.run_id, context.node_id = metadata.run_id, metadata.dst_node_id
         started = time.monotonic()
         try:
-            reply = app(message, context)
-        except Exception as problem:  # the process stays; the coordinator learns the kind of error and no more
-            reply = Message(Error(APP_ERROR, type(problem).__name__), reply_to=message)
+            try:
+                reply = app(message, context)
+            except Exception as problem:  # an app of ours raises nothing: Flower, for a kind that nobody serves
+                self._say("refused", {"code": "message-not-served"})
+                reply = Message(Error(APP_ERROR, type(problem).__name__), reply_to=message)
+        except Exception:  # there is not even an address to answer to
+            self._say("refused", {"code": "message-schema"})
+            return
         if reply.has_content():
             reply.content = pack(reply.content, salted=True)
         seconds = time.monotonic() - started
@@ -178,6 +187,9 @@ class Session:
             except Gone as problem:
                 self._say("dropped", {"reason": str(problem)})
                 return None
+            except Unusable as problem:
+                reason = f"what it sends is no answer: {problem}"
+                self._say("refused", {"code": str(problem)})
             else:
                 self._reached, self._key_refused = time.monotonic(), 0
                 return result

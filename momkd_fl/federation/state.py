@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from momkd_fl.errors import UserError
+from momkd_fl.federation.vault import CLEAR, Vault
+from momkd_fl.security.seal import Sealed
 from momkd_fl.training import checkpoint
 
 Arrays = dict[str, NDArray[Any]]
-FORMAT = 1
+FORMAT, CHECKPOINT_KIND = 1, "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ _GROUPS = ("weights", "memory", "space", "optimiser", "released")
 _BEST_GROUPS = ("weights", "memory", "scores")
 
 
-def save(path: Path, state: ServerState) -> None:
+def save(path: Path, state: ServerState, vault: Vault = CLEAR) -> None:
     """Write the state durably (write, fsync, rename)."""
     tensors = {f"{group}/{name}": value for group in _GROUPS for name, value in getattr(state, group).items()}
     meta: dict[str, Any] = {
@@ -106,12 +108,18 @@ def save(path: Path, state: ServerState) -> None:
         meta["best"] = {"round": state.best.round, "loss": state.best.loss}
         for group in _BEST_GROUPS:
             tensors |= {f"best/{group}/{name}": value for name, value in getattr(state.best, group).items()}
-    checkpoint.save(path, tensors, meta)
+    vault.write(path, checkpoint.pack(tensors, meta), Sealed(CHECKPOINT_KIND, state.run, state.round, FORMAT))
 
 
-def load(path: Path) -> ServerState:
-    """Read a state back (raises UserError ``checkpoint-corrupt`` or ``checkpoint-format``)."""
-    tensors, meta = checkpoint.load(path)
+def load(path: Path, vault: Vault = CLEAR) -> ServerState:
+    """Read a state back.
+
+    Raises
+    ------
+    UserError
+        ``checkpoint-missing``, ``checkpoint-corrupt``, ``checkpoint-format``, and as :class:`Vault`.
+    """
+    tensors, meta = vault.read_tensors(path, CHECKPOINT_KIND)
     if meta.get("format") != FORMAT:
         raise UserError(
             "checkpoint-format",

@@ -11,7 +11,7 @@ import time
 from asyncio import sslproto
 from base64 import b64decode
 from binascii import Error as NotBase64
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BUFFER_BYTES = SLICE_BYTES = 32 * 1024
 """What a connection holds at a time, read or written; asyncio would keep several times 256 KiB for each, for good."""
+ANSWER_BYTES_MAX = 1 << 24
+"""Of one answer of the server: a part of a message (packing.py) with room to spare."""
 ALLOW_LIST = "/v1/momkd/allow-list"
 PEER = "momkd.peer_certificate"
 SITE = "momkd.site"
@@ -76,10 +78,45 @@ def http_client(context: ssl.SSLContext, timeout_s: float, proxy: Proxy | None =
     """An HTTP client that goes where it is told and nowhere else.
 
     It follows no redirection: a server could have a site post its answer to a machine inside the hospital. Nor does it
-    take a proxy from the environment.
+    take a proxy from the environment, unpack what is compressed (a few bytes could become many), or read an answer
+    beyond ``ANSWER_BYTES_MAX``: then it raises httpx.RemoteProtocolError.
     """
     through = None if proxy is None else httpx.Proxy(proxy.url, auth=proxy.auth)
-    return httpx.Client(verify=context, timeout=timeout_s, follow_redirects=False, trust_env=False, proxy=through)
+    return httpx.Client(
+        verify=context,
+        timeout=timeout_s,
+        follow_redirects=False,
+        trust_env=False,
+        proxy=through,
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_bound]},
+    )
+
+
+def _bound(response: httpx.Response) -> None:
+    """Called with the head of an answer, before its body is read."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise httpx.RemoteProtocolError("the answer is compressed, which was not asked for", request=response.request)
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.stream = _Bounded(response.stream, response.request)
+
+
+class _Bounded(httpx.SyncByteStream):
+    """An answer's body up to ``ANSWER_BYTES_MAX``."""
+
+    def __init__(self, stream: httpx.SyncByteStream, request: httpx.Request) -> None:
+        self._stream, self._request = stream, request
+
+    def __iter__(self) -> Iterator[bytes]:
+        taken = 0
+        for part in self._stream:
+            taken += len(part)
+            if taken > ANSWER_BYTES_MAX:
+                raise httpx.RemoteProtocolError("the answer is too large", request=self._request)
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class PeerCertificateProtocol(HttpToolsProtocol):

@@ -1,9 +1,9 @@
 """What a site has spent of its privacy budget, over all runs, on disk before anything is sent.
 
-One line a debit, appended and never rewritten; each is authenticated (HMAC-SHA256) and holds the digest of the line
-before it. A debit counts once it can be read, and is acknowledged only when file and folder are synced: a process
-killed at any moment may have spent what it did not send, never sent what it did not spend. Whoever puts an older file
-back is found out by the heads that others hold (:meth:`Odometer.must_continue`).
+One line a debit, appended and never rewritten; each is sealed (AES-256-GCM, the digest of the line before it as
+associated data). A debit counts once it can be read, and is acknowledged only when file and folder are synced: a
+process killed at any moment may have spent what it did not send, never sent what it did not spend. Whoever puts an
+older file back is found out by the heads that others hold (:meth:`Odometer.must_continue`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ import hashlib
 import hmac
 import json
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from momkd_fl.errors import UserError
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps, joint_epsilon
@@ -25,7 +31,11 @@ from momkd_fl.privacy.disk import Disk, telling_of_disk
 
 KEY_BYTES_MIN: Final = 32
 _FIRST: Final = "0" * 64
-_FORMAT: Final = "momkd-odometer-1"
+_FORMAT: Final = "momkd-odometer-2"
+_IN_CLEAR: Final = "momkd-odometer-1"
+"""Lines of this format are readable JSON with a MAC. They are still taken, since what they count must not be forgotten,
+and cannot be sealed afterwards, since others hold their digests; what is appended is sealed."""
+_NONCE_BYTES: Final = 12
 
 
 @dataclass(frozen=True)
@@ -238,14 +248,11 @@ class Odometer:
         number = len(self._digests) + 1
         previous = self._digests[-1] if self._digests else _FIRST
         try:
-            parsed = json.loads(line)
-            content = parsed["content"]
-            if line != _line(self._key, previous, content):
-                raise ValueError
+            content = _opened(self._key, previous, line)
             debit = _debit(content) if self._digests else None
-            if not self._digests and content["format"] != _FORMAT:
+            if not self._digests and content["format"] not in (_FORMAT, _IN_CLEAR):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, InvalidTag):
             raise self._damaged(number) from None
         self._offset += len(line)
         self._digests.append(hashlib.sha256(line).hexdigest())
@@ -272,6 +279,31 @@ class Odometer:
 
 
 def _line(key: bytes, previous: str, content: dict[str, Any]) -> bytes:
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    nonce = os.urandom(_NONCE_BYTES)
+    return b64encode(nonce + _cipher(key).encrypt(nonce, plain, previous.encode())) + b"\n"
+
+
+def _opened(key: bytes, previous: str, line: bytes) -> dict[str, Any]:
+    """The content of one line; anything but what this key wrote in this place raises ValueError or InvalidTag."""
+    if line.startswith(b"{"):
+        content = json.loads(line)["content"]
+        if line != _clear_line(key, previous, content):
+            raise ValueError
+    else:
+        raw = b64decode(line[:-1], validate=True)
+        if line != b64encode(raw) + b"\n":
+            raise ValueError
+        content = json.loads(_cipher(key).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], previous.encode()))
+    return dict(content)
+
+
+def _cipher(key: bytes) -> AESGCM:
+    return AESGCM(HKDF(SHA256(), 32, salt=None, info=_FORMAT.encode()).derive(key))
+
+
+def _clear_line(key: bytes, previous: str, content: dict[str, Any]) -> bytes:
+    """A line of the format in the clear."""
     body = json.dumps({"content": content, "previous": previous}, sort_keys=True, separators=(",", ":"))
     mac = hmac.new(key, body.encode(), hashlib.sha256).hexdigest()
     return (body[:-1] + f',"seal":"{mac}"}}\n').encode()

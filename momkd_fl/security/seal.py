@@ -1,7 +1,9 @@
-"""Files at rest: AES-256-GCM under the site's key, bound to what they are.
+"""Files at rest: AES-256-GCM under one party's key, bound to what they are.
 
-The associated data say kind, run, round and version, so that a file sealed as one thing cannot be put in the place of
-another, or of an older one. Nonces are 96 random bits: change the key before 2^32 files.
+Layout: magic bytes, the label's length (uint32, big-endian), the label as canonical JSON (kind, run, round, version),
+then one or more segments of nonce, ciphertext and tag. All before the segments, and each segment's number and the
+number of segments, are associated data: a file sealed as one thing cannot pass for another, and no segment can be left
+out or moved. Nonces are 96 random bits: change the key before 2^32 files.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import binascii
 import json
 import os
+import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +27,9 @@ KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 MAGIC: Final = b"MOMKD-SEAL-1\n"
+LABEL_BYTES_MAX: Final = 1024
+SEGMENT_BYTES: Final = 1 << 28
+"""Of content; the cipher's library takes less than 2 GB at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,19 @@ class Sealed:
     round: int
     version: int = 1
 
-    def associated_data(self) -> bytes:
-        """Canonical JSON after the magic bytes: one reading for each value."""
-        return MAGIC + json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+    def head(self) -> bytes:
+        """Magic bytes, length, canonical JSON: one reading for each value."""
+        label = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        return MAGIC + struct.pack(">I", len(label)) + label
+
+    def spoken(self) -> str:
+        """For people: ``the checkpoint of run 'her2-2026', round 7``."""
+        return f"the {self.kind} of run '{self.run}', round {self.round}"
+
+
+def seal_key_name(party: str) -> str:
+    """The name of the file with a party's sealing key, beside its other keys."""
+    return f"{party}.seal.key"
 
 
 def create_seal_key(path: Path) -> bytes:
@@ -89,35 +106,73 @@ def seal_key_from_environment(variable: str) -> bytes:
     return _parsed(text.encode(), f"Environment variable {variable}")
 
 
-def seal(key: bytes, content: bytes, sealed: Sealed) -> bytes:
-    """Magic bytes, nonce, ciphertext and tag."""
-    nonce = os.urandom(NONCE_BYTES)
-    return MAGIC + nonce + AESGCM(key).encrypt(nonce, content, sealed.associated_data())
+def seal(key: bytes, content: bytes, sealed: Sealed, segment_bytes: int = SEGMENT_BYTES) -> bytes:
+    """The sealed file's bytes."""
+    head, cipher = sealed.head(), AESGCM(key)
+    count = max(1, -(-len(content) // segment_bytes))
+    pieces, view = [head], memoryview(content)
+    for number in range(count):
+        nonce, start = os.urandom(NONCE_BYTES), number * segment_bytes
+        data = head + struct.pack(">II", number, count)
+        pieces += [nonce, cipher.encrypt(nonce, view[start : start + segment_bytes], data)]
+    return b"".join(pieces)
 
 
-def unseal(key: bytes, blob: bytes, sealed: Sealed) -> bytes:
-    """The content, if it was sealed with ``key`` as exactly ``sealed``.
+def unseal(key: bytes, blob: bytes, where: str, segment_bytes: int = SEGMENT_BYTES) -> tuple[Sealed, bytes]:
+    """What a file was sealed as, and its content.
 
     Raises
     ------
     UserError
-        ``seal-unknown`` for other files; ``seal-broken``, which does not say what is wrong: that would help a forger.
+        ``seal-unknown`` for what is no sealed file; ``seal-broken`` for another key or any change.
     """
-    if not blob.startswith(MAGIC) or len(blob) < len(MAGIC) + NONCE_BYTES + TAG_BYTES:
-        raise UserError(
-            "seal-unknown",
-            f"This {sealed.kind} is not a whole sealed file of momkd-fl. Restore a backup, or start anew.",
-        )
-    nonce, ciphertext = blob[len(MAGIC) : len(MAGIC) + NONCE_BYTES], blob[len(MAGIC) + NONCE_BYTES :]
+    sealed, head = _label(blob, where)
+    cipher, pieces = AESGCM(key), []
+    segments = list(_segments(memoryview(blob)[len(head) :], segment_bytes))
     try:
-        return AESGCM(key).decrypt(nonce, ciphertext, sealed.associated_data())
+        for number, segment in enumerate(segments):
+            data = head + struct.pack(">II", number, len(segments))
+            pieces.append(cipher.decrypt(bytes(segment[:NONCE_BYTES]), segment[NONCE_BYTES:], data))
     except InvalidTag:
         raise UserError(
             "seal-broken",
-            f"This is not the {sealed.kind} of run '{sealed.run}', round {sealed.round}, sealed with the site's key: "
-            "the key is another, the file is of another run or round, or it was changed. Check the key, or restore "
-            "a backup.",
+            f"{where}: says that it is {sealed.spoken()}, but it does not open: it was sealed with another key, or it "
+            "was cut or changed. Nothing was written over it. Check the key, or put a backup back.",
         ) from None
+    return sealed, b"".join(pieces)
+
+
+def is_sealed(blob: bytes) -> bool:
+    """Whether bytes begin as a sealed file does."""
+    return blob.startswith(MAGIC)
+
+
+def _label(blob: bytes, where: str) -> tuple[Sealed, bytes]:
+    """The label and all bytes before the segments, not yet authenticated."""
+    start = len(MAGIC) + 4
+    try:
+        if not is_sealed(blob):
+            raise ValueError
+        size = struct.unpack(">I", blob[len(MAGIC) : start])[0]
+        if size > LABEL_BYTES_MAX or len(blob) < start + size + NONCE_BYTES + TAG_BYTES:
+            raise ValueError
+        sealed = Sealed(**json.loads(blob[start : start + size]))
+        head = blob[: start + size]
+        if not (isinstance(sealed.round, int) and sealed.head() == head):
+            raise ValueError
+    except (ValueError, TypeError, struct.error, RecursionError):
+        raise UserError(
+            "seal-unknown",
+            f"{where}: is not a whole sealed file of momkd-fl. Nothing was written over it. Put a backup back, or "
+            "start anew.",
+        ) from None
+    return sealed, head
+
+
+def _segments(body: memoryview, segment_bytes: int) -> Iterator[memoryview]:
+    whole = NONCE_BYTES + segment_bytes + TAG_BYTES
+    for start in range(0, len(body), whole):
+        yield body[start : start + whole]
 
 
 def _parsed(text: bytes, where: str) -> bytes:

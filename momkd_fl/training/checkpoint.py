@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from momkd_fl.errors import UserError
@@ -21,9 +22,14 @@ _META, _DIGEST = "momkd", "sha256"
 
 def save(path: Path, tensors: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata to ``path``; the file is either the old one or the new one, never half."""
+    write_durably(path, pack(tensors, meta))
+
+
+def pack(tensors: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint."""
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     text = json.dumps(dict(meta))
-    write_durably(path, to_bytes(arrays, metadata={_META: text, _DIGEST: _digest(arrays, text)}))
+    return bytes(to_bytes(arrays, metadata={_META: text, _DIGEST: _digest(arrays, text)}))
 
 
 def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -37,13 +43,22 @@ def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     if not path.is_file():
         raise UserError("checkpoint-missing", f"{path}: there is no such checkpoint.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            written = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    return unpack(content, path)
+
+
+def unpack(content: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """What :func:`pack` made; ``path`` is where it was read from (raises UserError ``checkpoint-corrupt``)."""
+    try:
+        arrays = from_bytes(content)
+        size = int.from_bytes(content[:8], "little")
+        written = json.loads(content[8 : 8 + size])["__metadata__"]
         if written[_DIGEST] != _digest(arrays, written[_META]):
             raise ValueError("a byte changed after the file was written")
         return arrays, json.loads(written[_META])
-    except (SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, KeyError, ValueError, TypeError):
         raise UserError(
             "checkpoint-corrupt",
             f"{path}: this is not a whole checkpoint of momkd-fl. Restore a backup, or start anew with --fresh.",

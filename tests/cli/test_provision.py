@@ -230,20 +230,23 @@ def test_without_a_step_and_without_a_trial_s_options_it_says_so(steps: Steps) -
     assert not (steps.folder / "r").exists()
 
 
-def test_unseal_opens_a_file_as_what_it_was_sealed_as(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = create_seal_key(tmp_path / "seal.key")
+def test_unseal_opens_a_file_for_its_owner_and_says_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, out = create_seal_key(tmp_path / "seal.key"), tmp_path / "out"
     (tmp_path / "bank").write_bytes(seal(key, b"content", Sealed("memory-bank", "her2", 3)))
-    command = ["unseal", str(tmp_path / "bank"), "--key-file", str(tmp_path / "seal.key"), "--run", "her2"]
-    out = tmp_path / "out"
-    rest = ["--kind", "memory-bank", "--out", str(out)]
-    assert main.main([*command, *rest, "--round", "4"]) == 2
+    command = ["unseal", str(tmp_path / "bank"), "--out", str(out), "--key-file"]
+    create_seal_key(tmp_path / "other.key")
+    assert main.main([*command, str(tmp_path / "other.key")]) == 2
     assert "[seal-broken]" in capsys.readouterr().err
     assert not out.exists()
-    assert main.main([*command, *rest, "--round", "3"]) == 0
+    command.append(str(tmp_path / "seal.key"))
+    assert main.main(command) == 0
+    assert "the memory-bank of run 'her2', round 3" in capsys.readouterr().out
     assert out.read_bytes() == b"content"
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert main.main([*command, *rest, "--round", "3"]) == 2
+    assert main.main(command) == 2
     assert "[key-exists]" in capsys.readouterr().err
     command[1] = str(tmp_path / "none")
-    assert main.main([*command, "--kind", "x", "--out", str(tmp_path / "o"), "--round", "3"]) == 2
+    assert main.main(command) == 2
     assert "[sealed-missing]" in capsys.readouterr().err

@@ -182,7 +182,11 @@ def test_a_refusal_carries_a_code_and_nothing_else(desk: Desk) -> None:
 
 FIELDS = {
     "activate": {"ActivateNodeRequest": {"public_key", "heartbeat_interval"}},
-    "receive": {"PullMessagesRequest": {"node"}, "PullObjectRequest": {"node", "run_id", "object_id"}},
+    "receive": {
+        "PullMessagesRequest": {"node"},
+        "PullObjectRequest": {"node", "run_id", "object_id"},
+        "ConfirmMessageReceivedRequest": {"node", "run_id", "message_object_id"},
+    },
     "confirm": {"ConfirmMessageReceivedRequest": {"node", "run_id", "message_object_id"}},
     "beat": {"SendNodeHeartbeatRequest": {"node", "heartbeat_interval"}},
     "leave": {"DeactivateNodeRequest": {"node_id"}},
@@ -196,13 +200,24 @@ def test_heartbeats_and_questions_have_no_room_for_a_payload() -> None:
     assert methods == {*FIELDS, "push"}, "a new call needs its fields here"
     tree = ast.parse((PACKAGE / "federation" / "flower.py").read_text("utf-8"))
     (client,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "_FleetCalls"]
-    for method in [node for node in client.body if isinstance(node, ast.FunctionDef) and node.name in FIELDS]:
+    calls = {
+        method.name: [call for call in ast.walk(method) if isinstance(call, ast.Call)]
+        for method in client.body
+        if isinstance(method, ast.FunctionDef)
+    }
+
+    def reached(name: str) -> list[ast.Call]:
+        """The method's calls and those of the class's own methods that it calls."""
+        inner = [ast.unparse(call.func).removeprefix("self.") for call in calls[name]]
+        return calls[name] + [call for each in inner if each in calls for call in reached(each)]
+
+    for method in FIELDS:
         built = {
             ast.unparse(call.func): {str(word.arg) for word in call.keywords}
-            for call in ast.walk(method)
-            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Request")
+            for call in reached(method)
+            if ast.unparse(call.func).endswith("Request")
         }
-        assert built == FIELDS[method.name], method.name
+        assert built == FIELDS[method], method
 
 
 def test_what_is_pushed_came_from_the_app_or_is_an_error() -> None:
@@ -219,6 +234,31 @@ def test_what_is_pushed_came_from_the_app_or_is_an_error() -> None:
 
 
 # Each step fails closed
+
+
+def test_a_round_before_the_newest_is_not_worked_for_and_a_restart_does_not_forget_it(desk: Desk) -> None:
+    body = Train(proximal_mu=0.0, learning_rate_share=1.0)
+
+    def asked(gate: Gate, number: int, run: str = "trial") -> str:
+        try:
+            gate.refuse_question(Parcel("train", run, number, body, {}))
+        except UserError as mistake:
+            return mistake.code
+        return ""
+
+    gate = desk.gate()
+    assert asked(gate, 1) == ""
+    send(gate, 3)
+    assert [asked(gate, number) for number in (1, 2, 3, 4)] == ["round-replayed", "round-replayed", "", ""]
+    assert asked(gate, 1, "trial-0123abcd") == "", "another run has rounds of its own"
+    narrow = Gate(policy().model_copy(update={"runs": ["trial"]}), desk.books)
+    assert asked(narrow, 9, "another") == "contract-run"
+    desk.books.close()
+    desk.open()
+    assert asked(desk.gate(), 2) == "round-replayed"
+    simulated = Gate(policy(), None)
+    send(simulated, 2, charges=())
+    assert asked(simulated, 1) == "round-replayed"
 
 
 def test_a_message_is_debited_entered_and_signed(desk: Desk) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from momkd_fl.cli.consortium import free_port, provision
-from momkd_fl.config.site import SiteConfig
+from momkd_fl.config.site import Seal, SiteConfig
 from momkd_fl.data.check import Finding
 from momkd_fl.errors import UserError
 from momkd_fl.federation import preflight
 from momkd_fl.federation.messages import KINDS
 from momkd_fl.federation.preflight import check_site, refuse_failures
+from momkd_fl.federation.vault import open_vault
 from momkd_fl.security.pki import issue_site
+from momkd_fl.security.seal import Sealed, create_seal_key
 
 
 def site_of(hospitals: Path, tmp_path: Path, keys: Path, port: int, **changes: Any) -> SiteConfig:
@@ -34,6 +36,19 @@ def site_of(hospitals: Path, tmp_path: Path, keys: Path, port: int, **changes: A
 
 def look(site: SiteConfig, **options: bool) -> list[Finding]:
     return check_site(site, lambda what, done, total: None, **options)
+
+
+def test_a_site_is_told_whether_what_it_keeps_is_sealed(hospitals: Path, tmp_path: Path, keys: Path) -> None:
+    clear = of(look(site_of(hospitals, tmp_path, keys, free_port()), network=False), "at rest")
+    assert [(found.status, "seal" in found.mend) for found in clear] == [("WARN", True)]
+    create_seal_key(tmp_path / "a.seal.key")
+    create_seal_key(tmp_path / "b.seal.key")
+    site = site_of(hospitals, tmp_path, keys, free_port(), seal={"key_file": str(tmp_path / "a.seal.key")})
+    assert site.seal is not None
+    open_vault(site.seal).write(site.state_dir / "x", b"content", Sealed("x", "run", 0))
+    assert [found.status for found in of(look(site, network=False), "at rest")] == ["PASS"]
+    other = site.model_copy(update={"seal": Seal(key_file=tmp_path / "b.seal.key")})
+    assert [found.code for found in of(look(other, network=False), "at rest")] == ["seal-broken"]
 
 
 def of(findings: list[Finding], check: str) -> list[Finding]:

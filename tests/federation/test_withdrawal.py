@@ -28,11 +28,13 @@ from momkd_fl.federation.messages import Parcel, Train
 from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.site_data import cohort_loader
 from momkd_fl.federation.site_outputs import forget_predictions
+from momkd_fl.federation.vault import Vault
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.security.ledger import verify
 from momkd_fl.security.signing import create_signing_key
 
 DAY = date(2026, 3, 1)
+from momkd_fl.security.seal import Sealed
 
 
 class Site:
@@ -205,3 +207,15 @@ def test_rows_of_predictions_go(tmp_path: Path) -> None:
     assert forget_predictions(tmp_path, "p1") == 0
     kept = (tmp_path / "predictions_test.csv").read_text("utf-8")
     assert kept == "patient,label,p0,p1\np12,1,0.2,0.8\n"
+
+
+def test_rows_of_sealed_predictions_go_while_a_client_runs(tmp_path: Path) -> None:
+    client, command = Vault(bytes(32)), Vault(bytes(32))
+    path = tmp_path / "predictions_test.csv"
+    sealed = Sealed("predictions", "run-1", 4)
+    client.write(path, b"patient,label,p0,p1\np1,0,0.5,0.5\np12,1,0.2,0.8\n", sealed)
+    client.write(tmp_path / "plan.safetensors", b"before", Sealed("plan", "run-1", 0))
+    assert forget_predictions(tmp_path, "p1", command) == 1
+    client.write(tmp_path / "plan.safetensors", b"after", Sealed("plan", "run-1", 0))
+    assert client.read(path, "predictions") == b"patient,label,p0,p1\np12,1,0.2,0.8\n"
+    assert client.sealed_as(path, "predictions") == sealed

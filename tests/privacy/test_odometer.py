@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import hmac
 import itertools
 import json
 import multiprocessing
 import os
 import signal
+from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from momkd_fl.errors import UserError
 from momkd_fl.privacy.accountant import GaussianReleases, PoissonSteps, joint_epsilon, sigma_for
@@ -132,8 +138,27 @@ def dies(folder: Path, disk: Dying) -> None:
 def lost(folder: Path) -> set[str]:
     """Attempts that left although no debit of theirs is on disk."""
     sent = set((folder / "sent").read_text().split()) if (folder / "sent").exists() else set()
-    lines = (folder / "odometer").read_bytes().split(b"\n")[1:-1] if (folder / "odometer").exists() else []
-    return sent - {json.loads(line)["content"]["attempt"] for line in lines}
+    lines = opened(folder / "odometer") if (folder / "odometer").exists() else []
+    return sent - {line["attempt"] for line in lines[1:]}
+
+
+def opened(path: Path) -> list[dict[str, Any]]:
+    """Every whole line's content, by another implementation of the format."""
+    cipher = AESGCM(HKDF(SHA256(), 32, salt=None, info=b"momkd-odometer-2").derive(KEY))
+    previous, found = "0" * 64, []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            raw = b64decode(line)
+            found.append(json.loads(cipher.decrypt(raw[:12], raw[12:], previous.encode())))
+            previous = hashlib.sha256(line).hexdigest()
+    return found
+
+
+def clear_line(previous: str, content: dict[str, Any]) -> bytes:
+    """A line as the first format had it."""
+    body = json.dumps({"content": content, "previous": previous}, sort_keys=True, separators=(",", ":"))
+    mac = hmac.new(KEY, body.encode(), hashlib.sha256).hexdigest()
+    return f'{body[:-1]},"seal":"{mac}"}}\n'.encode()
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power cut"])
@@ -266,12 +291,46 @@ def spent(path: Path, count: int = 4) -> list[Head]:
     return [odometer.debit(debit_of(f"run/{n}")).head for n in range(count)]
 
 
+def test_nothing_of_what_was_spent_shows_on_the_disk(path: Path) -> None:
+    spent(path)
+    assert [line["attempt"] for line in opened(path)[1:]] == [f"run/{n}" for n in range(4)]
+    for word in (b"run", b"gaussian", b"sigma", b"odometer"):
+        assert word not in path.read_bytes()
+
+
+def test_every_changed_byte_of_the_last_line_is_found(path: Path) -> None:
+    spent(path, 1)
+    content = path.read_bytes()
+    start = content[:-1].rindex(b"\n") + 1
+    for at in range(start, len(content) - 1):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 3
+        path.write_bytes(changed)
+        assert code_of(lambda: Odometer(path, KEY, BUDGET)) == "odometer-damaged"
+
+
+def test_a_file_of_the_format_in_the_clear_goes_on_sealed_and_forgets_nothing(path: Path) -> None:
+    first = clear_line("0" * 64, {"format": "momkd-odometer-1", "odometer": "ab"})
+    head = hashlib.sha256(first).hexdigest()
+    one = debit_of("run/0")
+    content = {"attempt": "run/0", "payload": one.payload_sha256, "kind": "gaussian", "charge": asdict(ONE)}
+    path.write_bytes(first + clear_line(head, content))
+    odometer = Odometer(path, KEY, BUDGET)
+    assert odometer.receipt.epsilon_spent == joint_epsilon([ONE], BUDGET.delta)
+    assert odometer.debit(one).head.lines == 2, "a retry"
+    odometer.debit(debit_of("run/1"))
+    assert path.read_bytes().splitlines()[2][:1] != b"{"
+    assert Odometer(path, KEY, BUDGET).receipt.epsilon_spent == joint_epsilon([ONE] * 2, BUDGET.delta)
+    path.write_bytes(path.read_bytes().replace(b"5.0", b"9.0"))
+    assert code_of(lambda: Odometer(path, KEY, BUDGET)) == "odometer-damaged"
+
+
 @pytest.mark.parametrize("change", ["edit", "delete", "insert", "reorder", "zero", "empty", "other key"])
 def test_a_changed_file_is_refused(path: Path, change: str) -> None:
     spent(path)
     lines = path.read_bytes().splitlines(keepends=True)
     changed = {
-        "edit": [lines[0], lines[1].replace(b"5.0", b"9.0"), *lines[2:]],
+        "edit": [lines[0], lines[1][:30] + (b"A" if lines[1][30:31] != b"A" else b"B") + lines[1][31:], *lines[2:]],
         "delete": [lines[0], *lines[2:]],
         "insert": [*lines[:2], lines[1], *lines[2:]],
         "reorder": [lines[0], lines[2], lines[1], *lines[3:]],

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from momkd_fl.errors import UserError
 from momkd_fl.security.seal import (
     MAGIC,
+    NONCE_BYTES,
+    SEGMENT_BYTES,
+    TAG_BYTES,
     Sealed,
     create_seal_key,
     seal,
@@ -26,46 +29,73 @@ KEY = bytes(range(32))
 SEALED = Sealed("checkpoint", "her2-2026", 7)
 
 
+def code_of(key: bytes, blob: bytes, segment_bytes: int = SEGMENT_BYTES) -> str:
+    with pytest.raises(UserError) as caught:
+        unseal(key, blob, "file", segment_bytes)
+    return caught.value.code
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=300))
-def test_what_was_sealed_comes_back_and_does_not_show(content: bytes) -> None:
-    blob = seal(KEY, content, SEALED)
-    assert unseal(KEY, blob, SEALED) == content
+@given(st.binary(max_size=300), st.integers(1, 100))
+def test_what_was_sealed_comes_back_and_does_not_show(content: bytes, segment_bytes: int) -> None:
+    blob = seal(KEY, content, SEALED, segment_bytes)
+    assert unseal(KEY, blob, "file", segment_bytes) == (SEALED, content)
     assert len(content) < 8 or content not in blob[len(MAGIC) :]
-    assert seal(KEY, content, SEALED) != blob, "each has its own nonce"
+    assert seal(KEY, content, SEALED, segment_bytes) != blob, "each has its own nonce"
 
 
 @pytest.mark.parametrize("changed", [{"kind": "odometer"}, {"run": "other"}, {"round": 6}, {"version": 2}])
 def test_a_file_does_not_pass_for_another(changed: dict[str, Any]) -> None:
-    with pytest.raises(UserError) as caught:
-        unseal(KEY, seal(KEY, b"weights", SEALED), replace(SEALED, **changed))
-    assert caught.value.code == "seal-broken"
+    blob, other = seal(KEY, b"weights", SEALED), replace(SEALED, **changed)
+    assert code_of(KEY, other.head() + blob[len(SEALED.head()) :]) == "seal-broken"
 
 
 def test_another_key_does_not_open_it() -> None:
-    with pytest.raises(UserError) as caught:
-        unseal(bytes(32), seal(KEY, b"weights", SEALED), SEALED)
-    assert caught.value.code == "seal-broken"
+    assert code_of(bytes(32), seal(KEY, b"weights", SEALED)) == "seal-broken"
 
 
-def test_every_changed_byte_is_found() -> None:
+def test_every_changed_byte_and_every_cut_is_found() -> None:
     blob = seal(KEY, b"weights", SEALED)
     for at in range(len(blob)):
         changed = bytearray(blob)
         changed[at] ^= 1
-        with pytest.raises(UserError) as caught:
-            unseal(KEY, bytes(changed), SEALED)
-        assert caught.value.code == ("seal-unknown" if at < len(MAGIC) else "seal-broken")
+        assert code_of(KEY, bytes(changed)) in (
+            {"seal-unknown"} if at < len(MAGIC) else {"seal-unknown", "seal-broken"}
+        )
     for end in range(len(blob)):
-        with pytest.raises(UserError):
-            unseal(KEY, blob[:end], SEALED)
+        assert code_of(KEY, blob[:end]) in {"seal-unknown", "seal-broken"}
+    assert code_of(KEY, blob + b"x") == "seal-broken"
+
+
+def test_no_segment_is_left_out_moved_or_taken_from_another_file() -> None:
+    size, whole = 10, NONCE_BYTES + 10 + TAG_BYTES
+    head = SEALED.head()
+    first, second = (seal(KEY, bytes(range(start, start + 30)), SEALED, size) for start in (0, 100))
+    one, two, three = (first[len(head) + n * whole : len(head) + (n + 1) * whole] for n in range(3))
+    assert unseal(KEY, head + one + two + three, "file", size)[1] == bytes(range(30))
+    for parts in ([one, two], [two, three], [one, three, two], [one, two, three, three], []):
+        assert code_of(KEY, head + b"".join(parts), size) in {"seal-unknown", "seal-broken"}
+    shorter = seal(KEY, bytes(range(20)), SEALED, size)[len(head) :]
+    assert code_of(KEY, head + shorter[:whole] + two, size) != ""
+    assert unseal(KEY, second, "file", size)[1] == bytes(range(100, 130))
+
+
+@pytest.mark.parametrize(
+    "label", [b"{}", b"[1]", b"null", b"[" * 900, b'{"kind":"a","round":"7","run":"b","version":1}', b"\xff" * 9]
+)
+def test_a_label_that_is_none_is_refused(label: bytes) -> None:
+    assert code_of(KEY, MAGIC + len(label).to_bytes(4, "big") + label + bytes(60)) == "seal-unknown"
+    assert code_of(KEY, MAGIC + b"\xff" * 4 + label + bytes(60)) == "seal-unknown"
 
 
 def test_it_is_aes_256_gcm_over_the_stated_data() -> None:
     """Another implementation of the format opens it."""
     blob = seal(KEY, b"weights", SEALED)
-    said = b'MOMKD-SEAL-1\n{"kind":"checkpoint","round":7,"run":"her2-2026","version":1}'
-    assert AESGCM(KEY).decrypt(blob[13:25], blob[25:], said) == b"weights"
+    label = b'{"kind":"checkpoint","round":7,"run":"her2-2026","version":1}'
+    said = b"MOMKD-SEAL-1\n" + len(label).to_bytes(4, "big") + label
+    assert blob.startswith(said)
+    nonce, rest = blob[len(said) : len(said) + 12], blob[len(said) + 12 :]
+    assert AESGCM(KEY).decrypt(nonce, rest, said + b"\0\0\0\0\0\0\0\1") == b"weights"
 
 
 def test_keys_come_from_a_file_of_one_s_own_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
