@@ -3,7 +3,8 @@
     python -m benchmarks demo > demo.jsonl; python -m benchmarks.tables demo.jsonl [...]
 
 ``docs/results.md`` gets every figure, README.md the few between its ``figures`` marks, docs/performance.md those of
-the performance suite and of the breakdown between its marks.
+the performance suite and of the breakdown between its marks, docs/privacy-evidence.md those of the audits and of the
+gate; with ``--evidence`` that page alone is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import suite
+from benchmarks import evidence, suite
 
 ROOT = Path(__file__).resolve().parent.parent
 READING = ("<!-- reading -->", "<!-- /reading -->")
@@ -124,17 +125,21 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    parser.add_argument("--evidence", action="store_true", help="write docs/privacy-evidence.md and nothing else")
     args = parser.parse_args()
     figures = [
         json.loads(line) for path in args.files for line in path.read_text("utf-8").splitlines() if line.startswith("{")
     ]
+    by_name = {one["figure"]: one for one in figures}
+    evidence.fill(ROOT / "docs" / "privacy-evidence.md", by_name, table)
+    if args.evidence:
+        return 0
     parts = ["# Results", "", "Every number is printed by the command that stands above it.", "", _reading(), ""]
     for prefix, (title, how) in SECTIONS.items():
         mine = [one for one in figures if one["figure"].split(".")[0] == prefix]
         if mine:
             parts += [f"## {title}", "", how, "", table(mine), ""]
     (ROOT / "docs" / "results.md").write_text("\n".join(parts), "utf-8")
-    by_name = {one["figure"]: one for one in figures}
     chosen = [by_name[name] for name in IN_README if name in by_name]
     suite.fill(ROOT / "docs" / "performance.md", by_name)
     readme = ROOT / "README.md"

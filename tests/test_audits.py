@@ -56,7 +56,8 @@ def test_a_private_gradient_tells_less_than_the_mean_of_others() -> None:
     by_name(audit_inversion.gradient_figures(quick=True))
 
 
-def test_nothing_planted_is_in_what_a_run_leaves_behind() -> None:
+@pytest.mark.process
+def test_nothing_planted_is_in_what_a_run_of_processes_leaves_behind_and_a_site_that_leaks_is_found_out() -> None:
     by_name(audit_leaks.figures(quick=True))
 
 
@@ -71,6 +72,6 @@ def test_the_attack_of_likelihood_ratios_on_scores_that_tell_all_and_nothing() -
 def test_every_audit_is_in_the_list_and_has_a_control() -> None:
     from benchmarks.audit import AUDITS
 
-    assert set(AUDITS) == {"release", "memory", "student", "slot", "gradient", "leaks"}
+    assert set(AUDITS) == {"release", "memory", "student", "slot", "gradient", "leaks", "policy"}
     for name in ("release", "membership", "inversion", "leaks"):
         assert ".control." in Path(f"benchmarks/audit_{name}.py").read_text("utf-8")

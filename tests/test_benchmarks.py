@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, roof, suite
+from benchmarks import evidence, gpu, roof, suite, tables
+from benchmarks.audit import AUDITS
 from benchmarks.bags import Site, generate
 from benchmarks.growth import slope
 from benchmarks.interleaved import Arm, Rounds, interleaved, middle, middle_at_most
@@ -125,6 +126,21 @@ def test_the_table_shows_what_was_measured_what_was_missed_and_what_is_pending(t
     assert f"| {row.figure} | {row.target} | 5.5 (5.25 to 6) |" in text
     assert f"| {missed.figure} | {missed.target} | 0.5 **missed** |" in text
     assert text.count(suite.PENDING) == len(suite.ROWS) - 2
+
+
+def test_the_evidence_page_has_every_audit_and_says_which_was_not_run(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{evidence.MARKS[0]}\nold\n{evidence.MARKS[1]}\nafter\n", "utf-8")
+    evidence.fill(page, {"gate.x": {"figure": "gate.x", "value": 1, "unit": "ms"}}, tables.table)
+    assert "old" in page.read_text("utf-8"), "without any audit the page is left as it is"
+    missed = {"figure": "audit.release.epsilon", "value": 5.0, "unit": "epsilon", "target": "<=4", "holds": False}
+    evidence.fill(page, {missed["figure"]: missed}, tables.table)
+    text = page.read_text("utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| audit.release.epsilon | 5 epsilon |  | <=4 | **no** |" in text
+    assert text.count("Not measured yet.") == len(evidence.SECTIONS) - 1
+    assert {f"audit.{name}" for name in AUDITS} <= set(evidence.SECTIONS)
 
 
 def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
