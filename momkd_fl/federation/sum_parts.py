@@ -76,11 +76,11 @@ class Part:
         """The manifest's segment, with who contributes."""
         return Segment(self.name, math.prod(self.shape), self.encoding, holders)
 
-    def of(self, answer: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    def of(self, made: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         """Its numbers (L,) in a flat answer; zeros where a site has none (a modality, or a class, that it lacks)."""
-        if self.source not in answer:
+        if self.source not in made:
             return np.zeros(math.prod(self.shape))
-        whole = np.asarray(answer[self.source], np.float64)
+        whole = np.asarray(made[self.source], np.float64)
         return (whole if self.row is None else whole[self.row]).reshape(-1)
 
 

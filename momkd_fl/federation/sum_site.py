@@ -169,10 +169,10 @@ class SumSite:
             raise _refusal(problem) from None
         self._sum = None
         self._numbers.store(parcel.run, manifest.round_number)
-        answer, charges = self._answer(question)
+        made, charges = self._answer(question)
         held = policy.holds | {part.name for part in parts if part.gate is None}
         listed = {segment.name for segment in manifest.segments}
-        values = {part.name: part.of(answer) for part in parts if part.name in held & listed}
+        values = {part.name: part.of(made) for part in parts if part.name in held & listed}
         own = asked.site_weights.get(self._participant.site, 1.0)
         weighted = {part.name: own for part in parts if part.weighted}
         last = (JOIN.name, _digest(message), reply)
@@ -226,8 +226,8 @@ class SumSite:
         charges = self._participant.take_charges()
         task = self._participant.task
         body, arrays = self._gate.hold(kind, question, body, arrays, task=task, charges=charges)
-        answer = flat_answer(body, arrays)
-        return _bounded(answer, self._participant.config_of(question.run)), charges
+        made = flat_answer(body, arrays)
+        return _bounded(made, self._participant.config_of(question.run)), charges
 
     def _parts(self, question: Parcel[Any], config: FederationConfig, weights: list[float]) -> list[Part]:
         """What the answer consists of, from this site's own plan."""
@@ -304,14 +304,14 @@ def holdings(cohort: Cohort, config: FederationConfig, rules: SmallNumbers) -> f
     return frozenset(found)
 
 
-def _bounded(answer: Flat, config: FederationConfig) -> Flat:
+def _bounded(made: Flat, config: FederationConfig) -> Flat:
     """The answer with its weight difference scaled to the public bound, direction kept."""
-    branches = [name for name in answer if name.startswith("update.")]
-    norm = float(np.sqrt(sum(float(np.vdot(answer[name], answer[name])) for name in branches)))
+    branches = [name for name in made if name.startswith("update.")]
+    norm = float(np.sqrt(sum(float(np.vdot(made[name], made[name])) for name in branches)))
     share = min(1.0, update_bound(config) / max(norm, 1e-12))
     if share == 1.0:
-        return answer
-    return {**answer, **{name: np.asarray(answer[name], np.float64) * share for name in branches}}
+        return made
+    return {**made, **{name: np.asarray(made[name], np.float64) * share for name in branches}}
 
 
 def _question(parcel: Parcel[Join]) -> Parcel[Any]:

@@ -31,10 +31,10 @@ from momkd_fl.federation.site_outputs import forget_predictions
 from momkd_fl.federation.vault import Vault
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.security.ledger import verify
+from momkd_fl.security.seal import Sealed
 from momkd_fl.security.signing import create_signing_key
 
 DAY = date(2026, 3, 1)
-from momkd_fl.security.seal import Sealed
 
 
 class Site:
