@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from momkd_fl.config.federation import Strategy
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.messages import (
     TRAIN,
     Arrays,
     Parcel,
     TrainReply,
-    answer,
     open_request,
     refuse,
 )
