@@ -27,11 +27,12 @@ from flwr.app import Message
 from benchmarks.figures import Figure, at_most, print_figures, without_targets
 from momkd_fl.config.policy import Budget, SmallNumbers
 from momkd_fl.config.site import Egress
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.books import Books
 from momkd_fl.federation.contract import contract_for
 from momkd_fl.federation.egress import Gate
 from momkd_fl.federation.flower import identify
-from momkd_fl.federation.messages import TRAIN, Parcel, Train, TrainReply, answer, ask
+from momkd_fl.federation.messages import TRAIN, Parcel, Train, TrainReply, ask
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps
 from momkd_fl.security.signing import create_signing_key
 

@@ -1,6 +1,7 @@
 """The one door out of a site: contract, suppression, budget, ledger, signature, message.
 
-Nothing else in the package turns what a site has computed into a message (a test reads the source for it). Each step
+Nothing else in the package turns what a site has computed into a message: no other module may import answering.py (an
+import contract holds it, and a test reads the source for it). Each step
 may stop it, with a sentence for the site and a code for the coordinator; what has no payload (refusals, heartbeats,
 questions for work) needs no door, and a test holds those to their fields.
 """
@@ -17,6 +18,7 @@ from momkd_fl.config.policy import ANY, Policy, SmallNumbers
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.books import Books
 from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside, refuse_question
 from momkd_fl.federation.messages import (
@@ -31,7 +33,6 @@ from momkd_fl.federation.messages import (
     Kind,
     MaskReply,
     Parcel,
-    answer,
 )
 from momkd_fl.federation.publications import Publications
 from momkd_fl.federation.small_numbers import Split, suppressed

@@ -301,15 +301,8 @@ def ask_each(
     kind: Kind[RequestT, ReplyT], body: RequestT, nodes: Iterable[int], *, run: str, round: int, arrays: Arrays
 ) -> list[Message]:
     """The same message to several nodes; its content is built once and shared, not copied per site."""
-    content = _seal(kind.name, body, run, round, arrays)
+    content = enveloped(kind.name, body, run, round, arrays)
     return [Message(content, dst_node_id=node, message_type=kind.message_type, group_id=str(round)) for node in nodes]
-
-
-def answer(
-    kind: Kind[RequestT, ReplyT], request: Message, parcel: Parcel[RequestT], body: ReplyT, arrays: Arrays
-) -> Message:
-    """A site's reply to ``request``."""
-    return Message(_seal(kind.name, body, parcel.run, parcel.round, arrays), reply_to=request)
 
 
 def refuse(request: Message, code: str) -> Message:
@@ -347,7 +340,8 @@ def open_reply(message: Message, kind: Kind[RequestT, ReplyT], site: str, *, run
     return parcel
 
 
-def _seal(kind: str, body: Body, run: str, round: int, arrays: Arrays) -> RecordDict:
+def enveloped(kind: str, body: Body, run: str, round: int, arrays: Arrays) -> RecordDict:
+    """The content of a message: its envelope and its groups of arrays."""
     envelope = ConfigRecord(
         {"kind": kind, "protocol": PROTOCOL, "run": run, "round": round, "body": body.model_dump_json()}
     )

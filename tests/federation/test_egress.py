@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import date
@@ -107,8 +110,8 @@ def users(*names: str, sources: list[Path] = SOURCES, root: Path = PACKAGE) -> s
 
 def test_only_the_gate_makes_an_answer() -> None:
     near = [path for path in SOURCES if path.parent.name in ("federation", "cli")]  # no other room may import messages
-    assert users("answer", sources=near) - {"federation/messages.py"} == {"federation/egress.py"}
-    assert users("_seal") == {"federation/messages.py"}
+    assert users("answer", sources=near) - {"federation/answering.py"} == {"federation/egress.py"}
+    assert users("enveloped") == {"federation/messages.py", "federation/answering.py"}
 
 
 def test_the_app_answers_through_the_gate_alone() -> None:
@@ -133,7 +136,8 @@ def test_messages_with_content_are_built_in_known_places() -> None:
             if not first.startswith("Error("):
                 found.add(str(path.relative_to(PACKAGE)))
     assert found == {
-        "federation/messages.py",  # ask_each (the coordinator) and answer (the gate)
+        "federation/messages.py",  # ask_each, the coordinator's
+        "federation/answering.py",  # the gate's
         "federation/local.py",  # Grid.create_message, in process
         "federation/flower.py",  # the coordinator's packing and taking
         "federation/grid.py",  # Grid.create_message, the coordinator's
@@ -162,10 +166,33 @@ def test_only_the_transport_reaches_the_network() -> None:
 
 
 def test_the_search_for_a_second_door_can_fail(tmp_path: Path) -> None:
-    (tmp_path / "shortcut.py").write_text("from momkd_fl.federation.messages import answer as reply_with\n")
-    (tmp_path / "other.py").write_text("from momkd_fl.federation import messages\nmessages.answer(1)\n")
+    (tmp_path / "shortcut.py").write_text("from momkd_fl.federation.answering import answer as reply_with\n")
+    (tmp_path / "other.py").write_text("from momkd_fl.federation import answering\nanswering.answer(1)\n")
     found = users("answer", sources=sorted(tmp_path.glob("*.py")), root=tmp_path)
     assert found == {"shortcut.py", "other.py"}
+
+
+@pytest.mark.parametrize(
+    ("module", "shortcut"),
+    [
+        ("federation/participant.py", "momkd_fl.federation.answering"),
+        ("federation/work.py", "momkd_fl.federation.flower"),
+        ("federation/egress.py", "momkd_fl.federation.transport"),
+    ],
+)
+def test_the_import_contracts_find_a_second_door(tmp_path: Path, module: str, shortcut: str) -> None:
+    copy = shutil.copytree(PACKAGE, tmp_path / "momkd_fl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
+    with (copy / module).open("a") as source:
+        source.write(f"\nimport {shortcut}\n")
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    planted = module.removesuffix(".py").replace("/", ".")
+    assert done.returncode == 1
+    assert f"momkd_fl.{planted} -> {shortcut}" in done.stdout
 
 
 # What needs no door carries nothing

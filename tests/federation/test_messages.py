@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Cohort, TaskCohort
 from momkd_fl.federation import messages
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.messages import (
     EVALUATE,
     FINISH,
@@ -53,7 +54,6 @@ from momkd_fl.federation.messages import (
     TrainReply,
     Unmask,
     UnmaskReply,
-    answer,
     ask,
     expect_shapes,
     open_reply,

@@ -21,10 +21,11 @@ from momkd_fl.config.base import load
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.data.cohort import Patient
 from momkd_fl.errors import UserError
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.client import payload_bytes
 from momkd_fl.federation.comparators import Shelf, comparator_arms, run_arm
 from momkd_fl.federation.coordinator import Coordinator, Outcome
-from momkd_fl.federation.messages import SELECT, Parcel, Select, SelectReply, answer, ask, open_request
+from momkd_fl.federation.messages import SELECT, Parcel, Select, SelectReply, ask, open_request
 from momkd_fl.federation.selection import strength, strongest
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.privacy.statistics import selection_sums

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from momkd_fl.config.aggregation import Aggregation
 from momkd_fl.config.federation import Strategy
 from momkd_fl.errors import UserError
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.messages import (
     TRAIN,
     Arrays,
     Parcel,
     TrainReply,
-    answer,
     open_request,
     refuse,
 )
