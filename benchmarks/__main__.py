@@ -23,7 +23,6 @@ NAMES = {
     "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
     "staleness": "what it costs that the memory is measured a round before it is used",
     "secagg": "secure aggregation: seconds, bytes, error and recovery of whole rounds in one process",
-    "secagg_fuzz": "a million changed messages of secure aggregation: refused, or read as they are",
     "crc": "real colorectal features and labels, two sites, both ways",
 }
 
