@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import audit_inversion, audit_leaks, audit_membership, audit_policy, audit_release
+from benchmarks import audit_fuzz, audit_inversion, audit_leaks, audit_membership, audit_policy, audit_release
 from benchmarks.figures import Figure, print_figures, without_targets
 
 AUDITS: dict[str, tuple[str, Callable[[bool], list[Figure]]]] = {
@@ -18,6 +18,7 @@ AUDITS: dict[str, tuple[str, Callable[[bool], list[Figure]]]] = {
     "student": ("membership from a student that has learnt something (long)", audit_membership.student_figures),
     "slot": ("a slot that one patient forms", audit_inversion.slot_figures),
     "gradient": ("the classifier's input from one update", audit_inversion.gradient_figures),
+    "fuzz": ("a million changed messages, at a site, at the coordinator, of secure aggregation", audit_fuzz.figures),
     "leaks": ("planted ids, gene values and patches in everything a run leaves behind", audit_leaks.figures),
     "policy": ("lines of the contract and the tests that forbid by each", audit_policy.figures),
 }

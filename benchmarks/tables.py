@@ -45,7 +45,10 @@ SECTIONS = {
         "`make bench ONLY=secagg`: whole rounds in one process, all parties one after the other, no network. What the "
         "protocol promises: [secure-aggregation.md](secure-aggregation.md).",
     ),
-    "secagg_fuzz": ("Changed messages", "`make bench ONLY=secagg_fuzz`: of secure aggregation, all kinds in turn."),
+    "fuzz": (
+        "Changed messages",
+        "`make audit ONLY=fuzz`: at a site, at the coordinator, and of secure aggregation, all kinds in turn.",
+    ),
     "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
     "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import audit_inversion, audit_leaks, audit_membership, audit_release
+from benchmarks import audit_fuzz, audit_inversion, audit_leaks, audit_membership, audit_release
 from benchmarks.audit_site import AuditedSite, audited_site, canary
 from benchmarks.figures import Figure
 from momkd_fl.federation.private_plan import slots_release
@@ -56,6 +56,12 @@ def test_a_private_gradient_tells_less_than_the_mean_of_others() -> None:
     by_name(audit_inversion.gradient_figures(quick=True))
 
 
+def test_changed_messages_are_refused_or_right_and_forgotten_checks_are_found_out() -> None:
+    found = by_name(audit_fuzz.figures(quick=True))
+    for reader in ("site", "coordinator", "secagg"):
+        assert found[f"fuzz.{reader}.read"].value > 20, "some changes leave a right message"
+
+
 @pytest.mark.process
 def test_nothing_planted_is_in_what_a_run_of_processes_leaves_behind_and_a_site_that_leaks_is_found_out() -> None:
     by_name(audit_leaks.figures(quick=True))
@@ -72,6 +78,6 @@ def test_the_attack_of_likelihood_ratios_on_scores_that_tell_all_and_nothing() -
 def test_every_audit_is_in_the_list_and_has_a_control() -> None:
     from benchmarks.audit import AUDITS
 
-    assert set(AUDITS) == {"release", "memory", "student", "slot", "gradient", "leaks", "policy"}
-    for name in ("release", "membership", "inversion", "leaks"):
+    assert set(AUDITS) == {"release", "memory", "student", "slot", "gradient", "fuzz", "leaks", "policy"}
+    for name in ("release", "membership", "inversion", "fuzz", "leaks"):
         assert ".control." in Path(f"benchmarks/audit_{name}.py").read_text("utf-8")

@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -17,7 +18,7 @@ from momkd_fl.federation import messages
 from momkd_fl.federation.connection import Connection
 from momkd_fl.federation.egress import Gate, open_gate, payload_bytes
 from momkd_fl.federation.flower import SiteSession
-from momkd_fl.federation.identity import Membership, expiries, passphrase_of, proxy_of, tell_of_ends
+from momkd_fl.federation.identity import Membership, expiries, passphrase_of, proxy_of, show_ends, tell_of_ends
 from momkd_fl.federation.messages import (
     EVALUATE,
     FINISH,
@@ -189,10 +190,12 @@ def run_site(config: SiteConfig, stop: threading.Event) -> None:
 
         _preflight(config, say)
         membership = Membership(config.consortium, config.tls, config.site)
-        tell_of_ends(expiries(config.tls, membership.allow_list), say, log, metrics)
         vault = open_vault(config.seal)
         vault.check(config.state_dir)
         gate = open_gate(config, vault)
+        ends = partial(expiries, config.tls, contract=gate.policy.expires)
+        tell_of_ends(ends(membership.allow_list), say, log, metrics)
+        membership.changed = lambda newest: show_ends(ends(newest), metrics)
         participant = site_participant(config, say, vault)
         session = SiteSession(
             config.connection.url,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +30,10 @@ from momkd_fl.telemetry.logs import JsonLog
 from momkd_fl.telemetry.metrics import ClientMetrics, ServerMetrics
 
 LOOK_EVERY_S: Final = 5.0
-WARN_DAYS: Final = {"certificate": 30.0, "root": 180.0, "allow-list": 14.0}
+WARN_DAYS: Final = {"certificate": 30.0, "root": 180.0, "allow-list": 14.0, "contract": 14.0}
 """From when on it is said that a credential ends."""
+_RENEWAL: Final = {"contract": "Set 'expires' in it anew, and sign it ('momkd policy sign')."}
+_OF_KEYHOLDERS: Final = "Ask whoever keeps the consortium's keys for a new one."
 
 
 def passphrase_of(tls: Tls) -> bytes | None:
@@ -60,6 +63,11 @@ def proxy_of(connection: ConnectionSettings) -> Proxy | None:
 class Membership:
     """A site's view: who it is, and the newest allow-list that it has seen.
 
+    Attributes
+    ----------
+    changed : callable
+        Told of the list that counts, before each session.
+
     Raises
     ------
     UserError
@@ -70,6 +78,7 @@ class Membership:
         self._held = HeldList(consortium.seen, read_charter(consortium.charter, tls.ca))
         self._certificate, self._party = tls.certificate, party_of(tls.certificate)
         self._coordinator: bytes | None = None
+        self.changed: Callable[[AllowList], None] = lambda allow_list: None
         if self._party.name != site:
             raise UserError(
                 "site-name-mismatch",
@@ -99,6 +108,7 @@ class Membership:
         where = "The allow-list that the coordinator hands out"
         newest = self.allow_list if offered is None else parse_allow_list(offered, where)
         self.allow_list = self._held.offer(newest, where)
+        self.changed(self.allow_list)
         self.allow_list.refuse_outsider(self._party, "site", str(self._certificate))
         server = x509.load_der_x509_certificate(shown or b"")
         coordinator = party_in(server, Path("the coordinator's certificate"))
@@ -129,6 +139,8 @@ class Admission:
     ----------
     tell : callable
         Told of every list that was not taken.
+    changed : callable
+        Told of every list that was.
 
     Raises
     ------
@@ -143,6 +155,7 @@ class Admission:
         self._own = party_of(tls.certificate)
         self._looked, self._state = time.monotonic(), self._file_state()
         self.tell: Callable[[UserError], None] = lambda mistake: None
+        self.changed: Callable[[AllowList], None] = lambda allow_list: None
         self.allow_list = self._held.offer(read_allow_list(self._path), str(self._path))
         self.allow_list.refuse_outsider(self._own, "server", str(tls.certificate))
 
@@ -175,6 +188,8 @@ class Admission:
             self.allow_list = self._held.offer(read_allow_list(self._path), str(self._path))
         except UserError as mistake:
             self.tell(mistake)
+        else:
+            self.changed(self.allow_list)
 
     def _file_state(self) -> tuple[int, int, int] | None:
         try:
@@ -184,9 +199,15 @@ class Admission:
         return state.st_mtime_ns, state.st_size, state.st_ino
 
 
-def expiries(tls: Tls, allow_list: AllowList) -> dict[str, datetime]:
-    """When each credential of a party ends, by the words of telemetry's ``CREDENTIALS``."""
-    return {"certificate": expiry(tls.certificate), "root": expiry(tls.ca), "allow-list": allow_list.expires}
+def expiries(tls: Tls, allow_list: AllowList, contract: date | None = None) -> dict[str, datetime]:
+    """When each credential of a party ends, by the words of telemetry's ``CREDENTIALS``.
+
+    ``contract`` is the last day of a site's contract (UTC); a coordinator has none.
+    """
+    found = {"certificate": expiry(tls.certificate), "root": expiry(tls.ca), "allow-list": allow_list.expires}
+    if contract is not None:
+        found["contract"] = datetime.combine(contract + timedelta(days=1), time_of_day.min, UTC)
+    return found
 
 
 def ending(ends: Mapping[str, datetime]) -> dict[str, float]:
@@ -195,14 +216,19 @@ def ending(ends: Mapping[str, datetime]) -> dict[str, float]:
     return {name: days for name, days in left.items() if days < WARN_DAYS[name]}
 
 
+def show_ends(ends: Mapping[str, datetime], metrics: ClientMetrics | ServerMetrics) -> None:
+    """Days left in the metrics, of the credentials that count now."""
+    for credential, end in ends.items():
+        metrics.expires(credential, end)
+
+
 def tell_of_ends(
     ends: Mapping[str, datetime], say: Callable[[str], None], log: JsonLog, metrics: ClientMetrics | ServerMetrics
 ) -> None:
     """Show all ends in the metrics; say and log those that are near."""
-    for credential, end in ends.items():
-        metrics.expires(credential, end)
+    show_ends(ends, metrics)
     for credential, days in ending(ends).items():
-        say(f"The {credential} ends in {days:.0f} days. Ask whoever keeps the consortium's keys for a new one.")
+        say(f"The {credential} ends in {days:.0f} days. {_RENEWAL.get(credential, _OF_KEYHOLDERS)}")
         log.event("credential_ending", level="warning", credential=credential, days_left=round(days, 1))
 
 

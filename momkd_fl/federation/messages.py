@@ -61,6 +61,7 @@ SITE_ERROR = 100
 ANCHOR = "anchor"
 """Record beside a message's own: heads of a site's books (anchor.py). It is no part of what the message says."""
 
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 SECAGG = "secagg"
 """Group of bytes; all other groups hold float32."""
@@ -319,7 +320,10 @@ def site_code(reply: Message) -> str:
 
 def open_request(message: Message, kind: Kind[RequestT, ReplyT]) -> Parcel[RequestT]:
     """Open and check what the coordinator sent (raises UserError ``message-schema`` or ``message-version``)."""
-    return _open(message, kind.name, kind.request, kind.request_groups, "the coordinator")
+    parcel = _open(message, kind.name, kind.request, kind.request_groups, "the coordinator")
+    if not _RUN.fullmatch(parcel.run):
+        raise UserError("message-schema", f"the coordinator: {kind.name} names a run that cannot be; message dropped.")
+    return parcel
 
 
 def open_reply(message: Message, kind: Kind[RequestT, ReplyT], site: str, *, run: str, round: int) -> Parcel[ReplyT]:
@@ -357,7 +361,7 @@ def _open(message: Message, kind: str, model: type[ReplyT], groups: frozenset[st
     envelope = message.content.get("envelope")
     if not isinstance(envelope, ConfigRecord):
         raise UserError("message-schema", f"{sender}: a message without an envelope arrived; it was dropped.")
-    if envelope.get("protocol") != PROTOCOL:
+    if type(envelope.get("protocol")) is not int or envelope.get("protocol") != PROTOCOL:
         raise UserError(
             "message-version",
             f"{sender}: speaks protocol {envelope.get('protocol')!r}, this software speaks {PROTOCOL}. "
@@ -366,7 +370,7 @@ def _open(message: Message, kind: str, model: type[ReplyT], groups: frozenset[st
     if envelope.get("kind") != kind:
         raise UserError("message-schema", f"{sender}: expected a {kind} message, got {envelope.get('kind')!r}.")
     run, number, text = envelope.get("run"), envelope.get("round"), envelope.get("body")
-    if not (isinstance(run, str) and isinstance(number, int) and isinstance(text, str)):
+    if not (isinstance(run, str) and type(number) is int and isinstance(text, str)):  # True is no round
         raise UserError("message-schema", f"{sender}: envelope of {kind} lacks run, round or body.")
     if len(text.encode()) > BODY_BYTES_MAX:
         raise UserError("message-schema", f"{sender}: body of {kind} is larger than {BODY_BYTES_MAX} bytes.")

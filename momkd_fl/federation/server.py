@@ -15,7 +15,14 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.coordinator import Coordinator, Outcome
 from momkd_fl.federation.flower import FleetGrid, FleetServer
-from momkd_fl.federation.identity import Admission, expiries, passphrase_of, refuse_other_signer, tell_of_ends
+from momkd_fl.federation.identity import (
+    Admission,
+    expiries,
+    passphrase_of,
+    refuse_other_signer,
+    show_ends,
+    tell_of_ends,
+)
 from momkd_fl.federation.outcome import Circumstances, results_of, write_outcome
 from momkd_fl.federation.rounds import Traffic
 from momkd_fl.federation.sum_keys import Peers, SumKeys
@@ -63,6 +70,8 @@ def run_server(config: FederationConfig, stop: threading.Event, *, fresh: bool, 
         if config.seal is None:
             watch.say(in_the_clear(config.output_dir), "in_clear", level="warning")
         tell_of_ends(expiries(config.tls, admission.allow_list), watch.progress.say, watch.log, watch.metrics)
+        tls = config.tls
+        admission.changed = lambda newest: show_ends(expiries(tls, newest), watch.metrics)
         outcome = _coordinate(config, server.grid, watch, stop, vault, fresh=fresh, signing=signing)
         if outcome is None:
             watch.say("Stopped. Start the same command again to go on.", "stopped", outcome="stopped")

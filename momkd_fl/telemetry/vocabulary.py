@@ -41,7 +41,7 @@ CONNECTION_STATES: Final = ("connecting", "active", "working", "waiting", "finis
 OUTCOMES: Final = ("ok", "below_quorum", "timed_out", "refused", "failed", "resumed", "stopped")
 """How a round, a message or a run ended."""
 
-CREDENTIALS: Final = ("certificate", "root", "allow-list")
+CREDENTIALS: Final = ("certificate", "root", "allow-list", "contract")
 """What ends some day and has to be renewed before."""
 
 LEVELS: Final = ("info", "warning", "error")

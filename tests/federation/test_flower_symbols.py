@@ -16,6 +16,7 @@ import flwr
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto
 
 from momkd_fl.federation import flower
 
@@ -53,7 +54,6 @@ TESTED = {
     "SUPERLINK_NODE_ID",
     "TIMESTAMP_HEADER",
     "SubStatus",
-    "message_from_proto",
     "message_to_proto",
     "ActivateNodeRequest",
     "DeactivateNodeRequest",
@@ -225,7 +225,7 @@ def test_messages_and_their_wire_form() -> None:
     message = Message(RecordDict(), dst_node_id=5, message_type="train", group_id="3")
     with flower.no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = message.object_id
-    header = flower.message_from_proto(flower.message_to_proto(flower.remove_content_from_message(message)))
+    header = message_from_proto(flower.message_to_proto(flower.remove_content_from_message(message)))
     assert not header.has_error()
     assert len(header.content) == 0
     assert header.metadata == message.metadata
@@ -233,7 +233,7 @@ def test_messages_and_their_wire_form() -> None:
     answer = Message(Error(7, "code"), reply_to=header)
     assert answer.metadata.reply_to_message_id == message.object_id
     assert (answer.metadata.src_node_id, answer.metadata.dst_node_id) == (5, message.metadata.src_node_id)
-    wire = flower.message_from_proto(flower.message_to_proto(flower.remove_content_from_message(answer)))
+    wire = message_from_proto(flower.message_to_proto(flower.remove_content_from_message(answer)))
     assert (wire.error.code, wire.error.reason) == (7, "code")
     full = Message(content=RecordDict(), metadata=header.metadata)
     assert full.metadata is header.metadata

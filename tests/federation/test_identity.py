@@ -429,6 +429,36 @@ def test_a_proxy_of_the_environment_is_not_taken(
 # --- ends and passphrases
 
 
+def test_a_contract_ends_like_a_credential_at_the_end_of_its_last_day(party: Party, tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    ends = expiries(party.tls("ash"), party.first(), today + timedelta(days=3))
+    assert ends["contract"] == datetime.combine(today + timedelta(days=4), datetime.min.time(), UTC)
+    assert set(ending(ends)) == {"contract"}
+    said: list[str] = []
+    with JsonLog(tmp_path / "log.jsonl", "ash", strict=True) as log, ClientMetrics() as metrics:
+        tell_of_ends(ends, said.append, log, metrics)
+        left = metrics.registry.get_sample_value("momkd_site_credential_days_left", {"credential": "contract"})
+    assert left is not None
+    assert 3 < left <= 4
+    assert "Set 'expires'" in said[0]
+    assert '"credential":"contract"' in (tmp_path / "log.jsonl").read_text()
+
+
+def test_whoever_shows_the_ends_hears_of_a_newer_list(party: Party) -> None:
+    heard: list[int] = []
+    admission = party.admission()
+    admission.changed = lambda newest: heard.append(newest.version)
+    party.hand_out(party.next(party.first()), "server")
+    assert admission.admits("ash")
+    assert heard == [2]
+    heard.clear()
+    membership = party.membership("ash")
+    membership.changed = lambda newest: heard.append(newest.version)
+    server = load_certificate(party.tls("server").certificate).public_bytes(Encoding.DER)
+    membership.meet(server, None)
+    assert heard == [membership.allow_list.version]
+
+
 def test_ends_are_said_logged_and_shown(party: Party, tmp_path: Path) -> None:
     ends = expiries(party.tls("ash"), party.first())
     assert set(ends) == {"certificate", "root", "allow-list"}

@@ -311,6 +311,18 @@ def test_envelope_without_its_parts(field: str, value: object) -> None:
         open_train(with_envelope(reply_of(TRAIN), **{field: value}))
 
 
+@pytest.mark.parametrize(("field", "value"), [("protocol", True), ("round", True), ("round", False)])
+def test_truth_is_no_number(field: str, value: object) -> None:
+    with refused("message-version" if field == "protocol" else "message-schema"):
+        open_train(with_envelope(reply_of(TRAIN), **{field: value}))
+
+
+@pytest.mark.parametrize("run", ["", "../../x", "a\nb", "x" * 129])
+def test_a_question_of_a_run_that_cannot_be(run: str) -> None:
+    with refused("message-schema", "the coordinator"):
+        open_request(with_envelope(request_of(TRAIN), run=run), TRAIN)
+
+
 @pytest.mark.parametrize("other", [kind for kind in KINDS if kind is not TRAIN], ids=lambda kind: kind.name)
 def test_reply_of_another_kind(other: Kind[Any, Any]) -> None:
     with refused("message-schema", "train", other.name):

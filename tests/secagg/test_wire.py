@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.secagg_fuzz import Recorded, fuzz
+from benchmarks.fuzz_secagg import Recorded, fuzz
 from momkd_fl.secagg import aggregator, messages, wire
 from momkd_fl.secagg.aggregator import Step
 from momkd_fl.secagg.refusal import SecAggError

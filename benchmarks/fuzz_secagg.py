@@ -1,16 +1,12 @@
 """Changed messages of every kind: refused with a code, or read as exactly what is written; never anything else.
 
 Half of the messages are changed as they travel, half inside and signed anew, so that the parsers behind the signature
-are reached too.
-
-python -m benchmarks secagg_fuzz [--messages 1000000] [--seed 0]
+are reached too. (``make audit ONLY=fuzz``.)
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.figures import Figure, at_most, print_figures
 from benchmarks.secagg_round import Consortium, rehearse
 from momkd_fl.secagg import messages, wire
 from momkd_fl.secagg.aggregator import Step
@@ -115,13 +110,13 @@ def fuzz(count: int, seed: int, progress: Callable[[int], object] = lambda done:
 def changed(recorded: Recorded, message: bytes, kind: Kind, rng: random.Random) -> bytes:
     """One message with one to four changes; every second one signed again by its sender."""
     if rng.random() < 0.5:
-        return _mutated(message, rng)
+        return mutated(message, rng)
     envelope = wire.open_envelope(message, kind, 1 << 20)
-    body = _mutated(bytes(envelope.body), rng)
+    body = mutated(bytes(envelope.body), rng)
     return wire.close_envelope(kind, envelope.manifest, envelope.sender, [body], recorded.key(envelope.sender))
 
 
-def _mutated(content: bytes, rng: random.Random) -> bytes:
+def mutated(content: bytes, rng: random.Random) -> bytes:
     """Bits turned over, numbers made large or small, bytes cut out, put in, doubled, or cut off."""
     found = bytearray(content)
     for _ in range(rng.randint(1, 4)):
@@ -141,26 +136,3 @@ def _mutated(content: bytes, rng: random.Random) -> bytes:
         elif rng.random() < 0.3:
             del found[at:]
     return bytes(found)
-
-
-def main() -> int:
-    """Entry point; exit status 1 if anything but a refusal or a true reading happens."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 20,000 messages")
-    args = parser.parse_args()
-    count = 20_000 if args.quick else args.messages
-    found = fuzz(count, args.seed, lambda done: print(f"{done} of {count} messages", file=sys.stderr, flush=True))
-    print(f"read {found.read}; refused {dict(found.refused)}; wrong {dict(found.wrong)}", file=sys.stderr)
-    return print_figures(
-        [
-            Figure("secagg_fuzz.messages", count, "messages"),
-            Figure("secagg_fuzz.read", found.read, "messages"),
-            at_most("secagg_fuzz.neither_read_nor_refused", sum(found.wrong.values()), "messages", 0),
-        ]
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
