@@ -153,10 +153,9 @@ def plant(participant: Any, planted: list[bytes]) -> None:
             for members in arrays.values():
                 for value in members.values():
                     part = np.ascontiguousarray(value, np.float32).reshape(-1)
-                    if np.count_nonzero(part) >= 4:
-                        start = int(np.flatnonzero(part)[0])
-                        planted.append(part[start : start + 4].tobytes())
-                        planted.append(part[start : start + 4].astype(np.float64).tobytes())
+                    told = part[part != np.rint(part)][:4]  # few whole numbers tell no site from another
+                    if len(told) == 4 and told.tobytes() in part.tobytes():
+                        planted.extend((told.tobytes(), told.astype(np.float64).tobytes()))
             for loss in getattr(body, "loss_sum", []):
                 planted.append(json.dumps(loss).encode())
             return body, arrays
