@@ -823,9 +823,8 @@ class _FleetCalls:
 
     def _pulled(self, run_id: int, object_id: str) -> PullObjectResponse:
         try:
-            found: PullObjectResponse = self._client.PullObject(
-                PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
-            )
+            request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
+            found: PullObjectResponse = self._client.PullObject(request)
         except ValueError:  # an answer that is none says nothing of the message: it is asked for again
             raise httpx.RemoteProtocolError("what it sends is no answer") from None
         return found

@@ -1,4 +1,7 @@
-"""A coordinator with a valid certificate that sends everything it can: the client refuses, logs a code, and stays."""
+"""A coordinator with a valid certificate that sends everything it can: the client refuses, logs a code, and stays.
+
+The client is a process of its own, as a hospital runs it, and reaches the server through a proxy's tunnel only.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import gzip
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -69,6 +74,8 @@ class Hostile:
 
     server: FleetServer
     party: Any
+    proxy_port: int
+    proxy_log: Path
     lies: deque[Answer] = field(default_factory=deque)
 
     @property
@@ -119,7 +126,12 @@ def hostile(tmp_path_factory: Any, new_consortium: Any, party: Callable[..., Any
             patch.setattr(TaskIdentity, name, None)
         patch.setattr(metadata, "validate_message_type", lambda kind: True)  # this side may send any
         consortium = new_consortium(tmp_path_factory.mktemp("hostile"), {"ash": "train"}, rounds={"quorum": 1})
-        keys = consortium.keys
+        keys, log = consortium.keys, consortium.root / "proxy.log"
+        script = Path(__file__).with_name("connect_proxy.py")
+        proxy = subprocess.Popen([sys.executable, str(script), str(log)], stdout=subprocess.PIPE, text=True)
+        assert proxy.stdout is not None
+        port = int(proxy.stdout.readline())
+        consortium.edit_site("ash", lambda raw: raw["connection"].update(proxy=f"http://127.0.0.1:{port}"))
         server = FleetServer(
             host="127.0.0.1",
             port=consortium.port,
@@ -131,7 +143,7 @@ def hostile(tmp_path_factory: Any, new_consortium: Any, party: Callable[..., Any
             max_message_bytes=1 << 28,
             allow_list=lambda: (keys / "allow-list.json").read_bytes(),
         )
-        made = Hostile(server, party(consortium))
+        made = Hostile(server, party(consortium), port, log)
         honest = flower._Fleet._serve
 
         async def serve(self: Any, scope: Any, receive: Any, send: Send) -> None:
@@ -143,10 +155,14 @@ def hostile(tmp_path_factory: Any, new_consortium: Any, party: Callable[..., Any
                 await honest(self, scope, receive, send)
 
         patch.setattr(flower._Fleet, "_serve", serve)
-        with server:
-            made.party.start_site("ash")
-            made.is_served()
-            yield made
+        try:
+            with server:
+                made.party.start_site("ash")
+                made.is_served()
+                yield made
+        finally:
+            proxy.terminate()
+            proxy.communicate(timeout=10)
 
 
 async def _lie(answer: Answer, send: Send) -> None:
@@ -352,7 +368,7 @@ def test_an_answer_that_is_none(hostile: Hostile, name: str) -> None:
     hostile.lies.append(answer)
     if answer.call == "activate-node":
         hostile.lies.appendleft(Answer("pull-messages", b'{"detail": "unauthenticated"}', 401))
-    list(hostile.server.grid.send_and_receive([hostile.hello()], timeout=5.0))
+    list(hostile.server.grid.send_and_receive([hostile.hello()], timeout=2.0))
     hostile.lies.clear()
     hostile.is_served()
     assert hostile.process().memory_info().rss - before < 1 << 27
@@ -369,6 +385,18 @@ def test_in_the_end_the_client_is_there_and_has_logged_codes_only(hostile: Hosti
 
 
 # --- below the messages
+
+
+def test_the_client_listens_to_nobody_and_talks_to_the_proxy_alone(hostile: Hostile) -> None:
+    """Outbound only; what the proxy carries begins as a TLS handshake (record type 22), for the coordinator alone."""
+    hostile.is_served()
+    connections = hostile.process().net_connections("inet")
+    assert connections
+    assert {each.status for each in connections}.isdisjoint({psutil.CONN_LISTEN})
+    assert {each.raddr.port for each in connections if each.raddr} == {hostile.proxy_port}
+    lines = [line.split(" ") for line in hostile.proxy_log.read_text("utf-8").splitlines()]
+    assert lines
+    assert all(target == f"127.0.0.1:{hostile.server.port}" and first[:4] == "1603" for target, first in lines)
 
 
 def test_a_server_that_speaks_an_older_tls_is_not_talked_to(hostile: Hostile) -> None:

@@ -299,7 +299,7 @@ def test_wrong_version(protocol: object) -> None:
 
 @pytest.mark.parametrize(("run", "number"), [("run-1", 2), ("run-1", 4), ("run-2", 3), ("", 3)])
 def test_replay(run: str, number: int) -> None:
-    old = reply_of(TRAIN, request_of(TRAIN, run=run, round=number))
+    old = with_envelope(reply_of(TRAIN), run=run, round=number)
     with refused("message-replayed", "site north", "round 3"):
         open_train(old)
 

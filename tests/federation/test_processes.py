@@ -21,6 +21,7 @@ import pytest
 from momkd_fl.cli.consortium import free_port, provision, write_site
 from momkd_fl.cli.main import main as momkd
 from momkd_fl.federation import state as states
+from momkd_fl.federation.vault import open_vault
 from momkd_fl.telemetry.logs import COORDINATOR_FIELDS, FIELDS
 
 pytestmark = pytest.mark.process
@@ -47,7 +48,8 @@ class Story:
 
     @property
     def state(self) -> states.ServerState:
-        return states.load(self.consortium.output / "checkpoint.safetensors")
+        vault = open_vault(self.consortium.config().seal)
+        return states.load(self.consortium.output / "checkpoint.safetensors", vault)
 
     def trained(self, site: str) -> list[int]:
         """Rounds that the site began to train for, in order, with repetitions."""
@@ -194,15 +196,23 @@ def test_no_patient_id_reaches_the_coordinator_or_a_log(smooth) -> None:
 
 @pytest.fixture(scope="module")
 def eventful(tmp_path_factory, new_consortium, party) -> Story:
-    """Round 2: a site is killed. Round 3: the server. Round 4: a site, and its state is lost with it."""
+    """Round 2: a site is killed. Round 3: the server. Round 4: a site, and its state is lost with it.
+
+    The server and the site that is killed first keep their state sealed.
+    """
     root = tmp_path_factory.mktemp("eventful")
+    keys = root / "keys"
     training = {"patients_per_step": 2, "learning_rate": 1e-3, "local_epochs": 8, "precision": "fp32"}
     consortium = new_consortium(
         root,
         {"ash": "train", "birch": "train"},
         rounds={"count": 5, "quorum": 2, "deadline_s": 100, "gather_s": 100},
         training=training,
+        seal={"key_file": str(keys / "server" / "server.seal.key")},
     )
+    seal = {"key_file": str(keys / "ash" / "ash.seal.key")}
+    consortium.edit_site("ash", lambda raw: raw.update(seal=seal))
+    assert momkd(["seal", "--site", str(consortium.site_file("ash"))]) == 0  # the books were made in the clear
     one, seen = party(consortium), {}
     one.start_server()
     for site in consortium.members:
@@ -216,7 +226,7 @@ def eventful(tmp_path_factory, new_consortium, party) -> Story:
     one.wait_said("birch", "Round 3: training.")
     one.kill("server")
     checkpoint = consortium.output / "checkpoint.safetensors"
-    seen["round when the server was killed"] = states.load(checkpoint).round
+    seen["round when the server was killed"] = states.load(checkpoint, open_vault(consortium.config().seal)).round
     one.start_server()
 
     one.wait_said("birch", "Round 4: training.")
@@ -258,6 +268,25 @@ def test_a_server_killed_in_mid_round_resumes_by_itself_and_repeats_that_round_o
     assert birch.count(3) == 2
     assert "Connected to the server again." in eventful.party.said("ash")
     assert max(eventful.trained("ash").count(number) for number in (1, 3, 5)) <= 2
+
+
+def test_what_was_sealed_is_nowhere_in_the_clear_and_another_key_is_a_sentence(eventful) -> None:
+    consortium = eventful.consortium
+    kept = [path.name for path in [*consortium.output.iterdir(), *consortium.state("ash").iterdir()]]
+    assert {"checkpoint.safetensors.sealed", "model.safetensors.sealed", "plan.safetensors.sealed"} <= set(kept)
+    assert not [name for name in kept if name.endswith((".safetensors", ".csv")) and name != "results.csv"]
+    books = consortium.keys / "ash" / "egress"
+    assert (books / "publications.json.sealed").exists()
+    assert not (books / "publications.json").exists()
+    other = {"key_file": str(consortium.keys / "birch" / "birch.seal.key")}
+    before = {path: path.read_bytes() for path in consortium.state("ash").iterdir() if path.suffix == ".sealed"}
+    consortium.edit_site("ash", lambda raw: raw.update(seal=other))
+    done = subprocess.run(
+        [*python("client"), "--site", str(consortium.site_file("ash"))], stderr=subprocess.PIPE, text=True, timeout=100
+    )
+    assert done.returncode == MISTAKE
+    one_sentence(done.stderr, "seal-broken")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_site_that_lost_its_state_is_greeted_again_and_the_round_repeated(eventful) -> None:
