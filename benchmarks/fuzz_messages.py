@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,22 +18,21 @@ from typing import Any, Literal
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import PullObjectResponse
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message_factory import GetMessageClass
 
 from benchmarks.fuzz_secagg import mutated
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Cohort, TaskCohort
 from momkd_fl.federation import flower
+from momkd_fl.federation.answering import answer
 from momkd_fl.federation.messages import (
     KINDS,
+    SECAGG,
     Body,
+    Consent,
+    ConsentReply,
+    Deal,
+    DealReply,
     Evaluate,
     EvaluateReply,
     Finish,
@@ -42,7 +41,11 @@ from momkd_fl.federation.messages import (
     HelloReply,
     Initialise,
     InitialiseReply,
+    Join,
+    JoinReply,
     Kind,
+    Mask,
+    MaskReply,
     Parcel,
     Plan,
     PlanReply,
@@ -50,7 +53,8 @@ from momkd_fl.federation.messages import (
     SelectReply,
     Train,
     TrainReply,
-    answer,
+    Unmask,
+    UnmaskReply,
     ask,
     open_reply,
     open_request,
@@ -80,9 +84,18 @@ BODIES: Mapping[str, tuple[Body, Body]] = {
         Evaluate(split="test", threshold=0.5, calibration=[1.0, -0.1], final=True),
         EvaluateReply(loss_sum=[1.0, 2.0], cohort=COHORT),
     ),
+    "join": (Join(question="train", body="{}", site_weights={"north": 2.0}), JoinReply()),
+    "deal": (Deal(), DealReply()),
+    "mask": (Mask(), MaskReply(question="train")),
+    "consent": (Consent(), ConsentReply()),
+    "unmask": (Unmask(), UnmaskReply()),
     "finish": (Finish(outcome="stopped", code="interrupted", sentence="The run was stopped."), FinishReply()),
 }  # fmt: skip
+PullMessagesResponse = GetMessageClass(
+    flower.PullMessagesRequest.DESCRIPTOR.file.message_types_by_name["PullMessagesResponse"]
+)
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4), np.float32)}
+BYTES = {"a": np.arange(250, 256, dtype=np.uint8)}
 WORDS: tuple[Any, ...] = (
     True, 0, -1, 2**62, 1.5, float("inf"), "", "x", "1", "../../etc/passwd", "\0", "é" * 70, b"", b"\x80\x04K\x01.",
     "9" * 400, "[" * 900, '{"a":' * 300 + "1" + "}" * 300, [1, 2], ["x"], [1.5], [True],
@@ -93,6 +106,11 @@ HEADERS = (
     "(" * 200, "(" + "1, " * 40 + ")", "('a',)", "None",
 )  # fmt: skip
 DTYPES = ("<f4", "|O", "<f8", ">f4", "<i4", "<c8", "|V4", "f4,f4", "x", "|S4")
+
+
+def contents(groups: Iterable[str]) -> dict[str, Any]:
+    """Something small in each group: bytes of a message of secure aggregation, float32 elsewhere."""
+    return {group: BYTES if group == SECAGG else ARRAYS for group in sorted(groups)}
 
 
 @dataclass(frozen=True)
@@ -121,9 +139,11 @@ class Packed:
     def of(message: Message) -> Packed:
         """As flower.py packs it."""
         packed = Message(content=pack(message.content, salted=True), metadata=message.metadata)
-        objects = get_all_nested_objects(packed)
+        objects = flower.get_all_nested_objects(packed)
         contents = {name: found.deflate() for name, found in objects.items()}
-        return Packed(remove_content_from_message(packed), packed.object_id, get_object_tree(packed), contents)
+        return Packed(
+            flower.remove_content_from_message(packed), packed.object_id, flower.get_object_tree(packed), contents
+        )
 
 
 class _Line:
@@ -135,8 +155,8 @@ class _Line:
     def PullMessages(self, request: Any) -> PullMessagesResponse:  # noqa: N802 - Flower's name
         return _parsed(PullMessagesResponse, self._messages)
 
-    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802 - Flower's name
-        return _parsed(PullObjectResponse, self._objects.get(request.object_id, b""))
+    def PullObject(self, request: Any) -> flower.PullObjectResponse:  # noqa: N802 - Flower's name
+        return _parsed(flower.PullObjectResponse, self._objects.get(request.object_id, b""))
 
     def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802 - Flower's name
         return None
@@ -166,7 +186,7 @@ class Bench:
 
     def request(self, kind: Kind[Any, Any]) -> Message:
         """A right question of the coordinator's."""
-        arrays = dict.fromkeys(sorted(kind.request_groups), ARRAYS)
+        arrays = contents(kind.request_groups)
         message = ask(kind, BODIES[kind.name][0], self._node, run=RUN, round=ROUND, arrays=arrays)
         message.metadata.__dict__["_message_id"] = secrets.token_hex(32)
         return message
@@ -174,7 +194,7 @@ class Bench:
     def reply(self, kind: Kind[Any, Any]) -> Message:
         """A right reply of the site's."""
         request = self._requests[kind.name]
-        body, arrays = BODIES[kind.name][1], dict.fromkeys(sorted(kind.reply_groups), ARRAYS)
+        body, arrays = BODIES[kind.name][1], contents(kind.reply_groups)
         return answer(kind, request, open_request(request, kind), body, arrays)
 
     def at_site(self, kind: Kind[Any, Any]) -> None:
@@ -184,19 +204,19 @@ class Bench:
         if inside:
             message.content = self._changed_inside(message.content)
         packed = Packed.of(message)
-        header = PullMessagesResponse(messages_list=[message_to_proto(packed.header)])
+        header = PullMessagesResponse(messages_list=[flower.message_to_proto(packed.header)])
         header.messages_list[0].metadata.message_id = packed.root
         header.message_object_trees.append(packed.tree)
         wire = header.SerializeToString()
         objects = {
-            name: PullObjectResponse(object_found=True, object_available=True, object_content=content)
+            name: flower.PullObjectResponse(object_found=True, object_available=True, object_content=content)
             .SerializeToString()
             for name, content in packed.objects.items()
         }  # fmt: skip
         if not inside:
             wire, objects = self._changed_outside(wire, objects)
         calls = object.__new__(flower._FleetCalls)
-        calls._client, calls._node = _Line(wire, objects), Node(node_id=self._node)  # type: ignore[assignment]
+        calls._client, calls._node = _Line(wire, objects), flower.Node(node_id=self._node)  # type: ignore[assignment]
         found = calls.receive()
         if found is None:
             return
@@ -222,7 +242,7 @@ class Bench:
             name = self._rng.choice(list(contents))
             contents[name] = self._bytes(contents[name])
         try:  # as _Links.take does
-            content = unpack(inflate_object_from_contents(packed.root, contents).content)
+            content = unpack(flower.inflate_object_from_contents(packed.root, contents).content)
         except Exception:
             raise Unusable("message-schema") from None
         found = Message(content=content, metadata=message.metadata)
@@ -233,13 +253,13 @@ class Bench:
     def _announced(self, message: Message) -> None:
         """A changed announcement of a reply: refused, or for a question that this site was really asked."""
         packed = Packed.of(message)
-        proto = message_to_proto(packed.header)
+        proto = flower.message_to_proto(packed.header)
         proto.metadata.message_id = packed.root
-        right = PushMessagesRequest(
-            node=Node(node_id=self._node), messages_list=[proto], message_object_trees=[packed.tree],
+        right = flower.PushMessagesRequest(
+            node=flower.Node(node_id=self._node), messages_list=[proto], message_object_trees=[packed.tree],
             clientapp_runtime_list=[1.0],
         ).SerializeToString()  # fmt: skip
-        request = PushMessagesRequest()
+        request = flower.PushMessagesRequest()
         try:
             request.ParseFromString(self._bytes(right))
         except Exception:
@@ -325,7 +345,7 @@ def _same(one: Parcel[Any], two: Parcel[Any]) -> None:
     assert {g: set(members) for g, members in one.arrays.items()} == {g: set(m) for g, m in two.arrays.items()}
     for group, members in one.arrays.items():
         for name, value in members.items():
-            assert value.dtype == np.float32
+            assert value.dtype == (np.uint8 if group == SECAGG else np.float32)
             assert value.shape == two.arrays[group][name].shape
             assert value.tobytes() == two.arrays[group][name].tobytes()
 
@@ -333,12 +353,12 @@ def _same(one: Parcel[Any], two: Parcel[Any]) -> None:
 @contextmanager
 def speaking_flower() -> Iterator[None]:
     """A process that says which task it runs, and what it said before afterwards."""
-    before = vars(TaskIdentity).copy()
+    before = vars(flower.TaskIdentity).copy()
     try:
         yield
     finally:
         for name in ("_task_id", "_run_id", "_node_id"):
-            setattr(TaskIdentity, name, before[name])
+            setattr(flower.TaskIdentity, name, before[name])
 
 
 def fuzz(where: Direction, count: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Fuzzed:

@@ -101,7 +101,9 @@ def seen(request: pytest.FixtureRequest, page: str, tmp_path_factory: pytest.Tem
     inside = markup.escape(re.sub(r"<meta http-equiv[^>]*>", "", page))
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{inside}"></iframe>' for width in WIDTHS)
     wrapper = tmp_path_factory.mktemp("browser") / "wrapper.html"
-    wrapper.write_text(f"<!doctype html><script>{PROBE}</script><body>{frames}</body>", encoding="utf-8")
+    wrapper.write_text(
+        f"<!doctype html><meta charset=utf-8><script>{PROBE}</script><body>{frames}</body>", encoding="utf-8"
+    )
     told = run(f"--blink-settings=preferredColorScheme={SCHEMES[request.param]}", "--dump-dom", wrapper.as_uri())
     (found,) = re.findall(r"<pre>(.*?)</pre>", told, flags=re.S)
     return {"scheme": request.param, **json.loads(markup.unescape(found))}

@@ -157,7 +157,7 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
     assert changed is (memory == {}), "without anchors of genomes there is no teacher"
     assert "class_sums" not in ends[0.0].space
     if memory == {}:
-        work = consortium.participants["ash"]._ready(ends[1.0].run)
+        work = consortium.participants["ash"].ready(ends[1.0].run)
         patients = work.cohort.labelled("train")
         embedded, rows = genomes(Memory.from_arrays({}, ends[1.0].space), work.packer, patients)
         labels = np.array([patients[row].label for row in rows])
@@ -168,7 +168,7 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
         np.testing.assert_allclose(ends[1.0].space["class_counts"], np.bincount(labels, minlength=2), atol=1e-4)
         assert work.teacher is not None
         assert len(work.teacher) == len(rows)
-        elsewhere = consortium.participants["birch"]._ready(ends[1.0].run).space
+        elsewhere = consortium.participants["birch"].ready(ends[1.0].run).space
         assert set(elsewhere) == {"mean", "scale", "axes", "sd"}, "class sums go where genomes are trained on"
         kept, _ = checkpoint.load(consortium.config.output_dir / "model.safetensors")
         assert not [name for name in kept if "class_" in name], "counts of patients are no part of a model"
@@ -197,7 +197,7 @@ def test_a_site_that_lost_its_state_is_told_the_class_sums_again_and_no_one_else
     grid.answers = answers
     run = Coordinator(consortium.config, grid, unwatched(consortium.config), threading.Event(), lambda: {}).run()
     assert run is not None
-    spaces = {site: set(each._ready(run.state.run).space) for site, each in consortium.participants.items()}
+    spaces = {site: set(each.ready(run.state.run).space) for site, each in consortium.participants.items()}
     assert {site: "class_sums" in names for site, names in spaces.items()} == {
         "ash": True, "birch": False, "holly": False,
     }  # fmt: skip
