@@ -18,14 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import PullObjectResponse
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message_factory import GetMessageClass
 
 from benchmarks.fuzz_secagg import mutated
 from momkd_fl.errors import UserError
@@ -58,6 +51,9 @@ from momkd_fl.federation.messages import (
 from momkd_fl.federation.packing import pack, unpack
 from momkd_fl.federation.session import Gone, Unusable
 
+PullMessagesResponse: Any = GetMessageClass(
+    flower.PullMessagesRequest.DESCRIPTOR.file.message_types_by_name["PullMessagesResponse"]
+)
 RUN, ROUND, SITE = "trial-0123abcd", 3, "ash"
 Direction = Literal["site", "coordinator"]
 COHORT = Cohort(SITE, "train", 120, 130, None, {"PR": TaskCohort(118, 0.4, {"equivocal": "<11"})})
@@ -121,9 +117,11 @@ class Packed:
     def of(message: Message) -> Packed:
         """As flower.py packs it."""
         packed = Message(content=pack(message.content, salted=True), metadata=message.metadata)
-        objects = get_all_nested_objects(packed)
+        objects = flower.get_all_nested_objects(packed)
         contents = {name: found.deflate() for name, found in objects.items()}
-        return Packed(remove_content_from_message(packed), packed.object_id, get_object_tree(packed), contents)
+        return Packed(
+            flower.remove_content_from_message(packed), packed.object_id, flower.get_object_tree(packed), contents
+        )
 
 
 class _Line:
@@ -132,11 +130,11 @@ class _Line:
     def __init__(self, messages: bytes, objects: Mapping[str, bytes]) -> None:
         self._messages, self._objects = messages, objects
 
-    def PullMessages(self, request: Any) -> PullMessagesResponse:  # noqa: N802 - Flower's name
+    def PullMessages(self, request: Any) -> Any:  # noqa: N802 - Flower's name
         return _parsed(PullMessagesResponse, self._messages)
 
-    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802 - Flower's name
-        return _parsed(PullObjectResponse, self._objects.get(request.object_id, b""))
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        return _parsed(flower.PullObjectResponse, self._objects.get(request.object_id, b""))
 
     def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802 - Flower's name
         return None
@@ -184,19 +182,19 @@ class Bench:
         if inside:
             message.content = self._changed_inside(message.content)
         packed = Packed.of(message)
-        header = PullMessagesResponse(messages_list=[message_to_proto(packed.header)])
+        header = PullMessagesResponse(messages_list=[flower.message_to_proto(packed.header)])
         header.messages_list[0].metadata.message_id = packed.root
         header.message_object_trees.append(packed.tree)
         wire = header.SerializeToString()
         objects = {
-            name: PullObjectResponse(object_found=True, object_available=True, object_content=content)
+            name: flower.PullObjectResponse(object_found=True, object_available=True, object_content=content)
             .SerializeToString()
             for name, content in packed.objects.items()
         }  # fmt: skip
         if not inside:
             wire, objects = self._changed_outside(wire, objects)
         calls = object.__new__(flower._FleetCalls)
-        calls._client, calls._node = _Line(wire, objects), Node(node_id=self._node)  # type: ignore[assignment]
+        calls._client, calls._node = _Line(wire, objects), flower.Node(node_id=self._node)  # type: ignore[assignment]
         found = calls.receive()
         if found is None:
             return
@@ -222,7 +220,7 @@ class Bench:
             name = self._rng.choice(list(contents))
             contents[name] = self._bytes(contents[name])
         try:  # as _Links.take does
-            content = unpack(inflate_object_from_contents(packed.root, contents).content)
+            content = unpack(flower.inflate_object_from_contents(packed.root, contents).content)
         except Exception:
             raise Unusable("message-schema") from None
         found = Message(content=content, metadata=message.metadata)
@@ -233,13 +231,13 @@ class Bench:
     def _announced(self, message: Message) -> None:
         """A changed announcement of a reply: refused, or for a question that this site was really asked."""
         packed = Packed.of(message)
-        proto = message_to_proto(packed.header)
+        proto = flower.message_to_proto(packed.header)
         proto.metadata.message_id = packed.root
-        right = PushMessagesRequest(
-            node=Node(node_id=self._node), messages_list=[proto], message_object_trees=[packed.tree],
+        right = flower.PushMessagesRequest(
+            node=flower.Node(node_id=self._node), messages_list=[proto], message_object_trees=[packed.tree],
             clientapp_runtime_list=[1.0],
         ).SerializeToString()  # fmt: skip
-        request = PushMessagesRequest()
+        request = flower.PushMessagesRequest()
         try:
             request.ParseFromString(self._bytes(right))
         except Exception:
@@ -333,12 +331,12 @@ def _same(one: Parcel[Any], two: Parcel[Any]) -> None:
 @contextmanager
 def speaking_flower() -> Iterator[None]:
     """A process that says which task it runs, and what it said before afterwards."""
-    before = vars(TaskIdentity).copy()
+    before = vars(flower.TaskIdentity).copy()
     try:
         yield
     finally:
         for name in ("_task_id", "_run_id", "_node_id"):
-            setattr(TaskIdentity, name, before[name])
+            setattr(flower.TaskIdentity, name, before[name])
 
 
 def fuzz(where: Direction, count: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Fuzzed:
