@@ -62,6 +62,9 @@ from momkd_fl.federation.messages import (
 from momkd_fl.federation.packing import pack, unpack
 from momkd_fl.federation.session import Gone, Unusable
 
+PullMessagesResponse: Any = GetMessageClass(
+    flower.PullMessagesRequest.DESCRIPTOR.file.message_types_by_name["PullMessagesResponse"]
+)
 RUN, ROUND, SITE = "trial-0123abcd", 3, "ash"
 Direction = Literal["site", "coordinator"]
 COHORT = Cohort(SITE, "train", 120, 130, None, {"PR": TaskCohort(118, 0.4, {"equivocal": "<11"})})
@@ -152,10 +155,10 @@ class _Line:
     def __init__(self, messages: bytes, objects: Mapping[str, bytes]) -> None:
         self._messages, self._objects = messages, objects
 
-    def PullMessages(self, request: Any) -> PullMessagesResponse:  # noqa: N802 - Flower's name
+    def PullMessages(self, request: Any) -> Any:  # noqa: N802 - Flower's name
         return _parsed(PullMessagesResponse, self._messages)
 
-    def PullObject(self, request: Any) -> flower.PullObjectResponse:  # noqa: N802 - Flower's name
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
         return _parsed(flower.PullObjectResponse, self._objects.get(request.object_id, b""))
 
     def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802 - Flower's name
