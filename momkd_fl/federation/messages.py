@@ -28,7 +28,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Cohort
@@ -78,6 +78,18 @@ class Hello(Body):
     """Ask a site who it is, for a run described by the shared sections of the federation's configuration."""
 
     federation: dict[str, Any]
+
+    @field_validator("federation")
+    @classmethod
+    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """The model forbids NaN and infinity, but not inside a value of any type."""
+        inside: list[Any] = [value]
+        while inside:
+            one = inside.pop()
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError("a setting is NaN or infinite")
+            inside += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        return value
 
 
 class HelloReply(Body):

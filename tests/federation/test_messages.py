@@ -317,6 +317,15 @@ def test_truth_is_no_number(field: str, value: object) -> None:
         open_train(with_envelope(reply_of(TRAIN), **{field: value}))
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("where", ['{"seed":%s}', '{"losses":{"memory":%s}}', '{"a":[{"b":[1,%s]}]}'])
+def test_a_setting_that_is_no_number(number: str, where: str) -> None:
+    body = '{"federation":' + where % number + "}"
+    with refused("message-schema", "the coordinator"):
+        open_request(with_envelope(request_of(HELLO), body=body), HELLO)
+    open_request(with_envelope(request_of(HELLO), body='{"federation":' + where % "1.5" + "}"), HELLO)
+
+
 @pytest.mark.parametrize("run", ["", "../../x", "a\nb", "x" * 129])
 def test_a_question_of_a_run_that_cannot_be(run: str) -> None:
     with refused("message-schema", "the coordinator"):
