@@ -29,18 +29,18 @@ def figures(quick: bool) -> list[Figure]:
         grown = _peak_mb() - before
         print(f"{name}: read {result.read}; refused {result.refused}; wrong {result.wrong}", file=sys.stderr)
         found += [
-            Figure(f"fuzz.{name}.messages", count, "messages"),
-            Figure(f"fuzz.{name}.read", result.read, "messages"),
-            at_most(f"fuzz.{name}.neither_read_nor_refused", sum(result.wrong.values()), "messages", 0),
-            at_most(f"fuzz.{name}.slowest_cpu_s", result.slowest_s, "s", SLOWEST_S),
-            at_most(f"fuzz.{name}.memory_grown_mb", grown, "MB", GROWN_MB),
+            Figure(f"audit.fuzz.{name}.messages", count, "messages"),
+            Figure(f"audit.fuzz.{name}.read", result.read, "messages"),
+            at_most(f"audit.fuzz.{name}.neither_read_nor_refused", sum(result.wrong.values()), "messages", 0),
+            at_most(f"audit.fuzz.{name}.slowest_cpu_s", result.slowest_s, "s", SLOWEST_S),
+            at_most(f"audit.fuzz.{name}.memory_grown_mb", grown, "MB", GROWN_MB),
         ]
     secagg = fuzz_secagg.fuzz(count, 0, _progress("secagg", count))
     print(f"secagg: read {secagg.read}; refused {secagg.refused}; wrong {secagg.wrong}", file=sys.stderr)
     found += [
-        Figure("fuzz.secagg.messages", count, "messages"),
-        Figure("fuzz.secagg.read", secagg.read, "messages"),
-        at_most("fuzz.secagg.neither_read_nor_refused", sum(secagg.wrong.values()), "messages", 0),
+        Figure("audit.fuzz.secagg.messages", count, "messages"),
+        Figure("audit.fuzz.secagg.read", secagg.read, "messages"),
+        at_most("audit.fuzz.secagg.neither_read_nor_refused", sum(secagg.wrong.values()), "messages", 0),
     ]
     return found + _controls()
 
@@ -59,7 +59,7 @@ def _controls() -> list[Figure]:
     finally:
         Reader.end, messages._decode = end, decode  # type: ignore[method-assign]
     return [
-        at_least(f"fuzz.{name}.control.check_left_out", sum(each.values()), "messages", 1)
+        at_least(f"audit.fuzz.{name}.control.check_left_out", sum(each.values()), "messages", 1)
         for name, each in wrong.items()
     ]
 

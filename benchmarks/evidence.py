@@ -31,6 +31,12 @@ SECTIONS = {
         "The classifier's input from one update",
         "`make audit ONLY=gradient`: one patient a step, dL/dW over dL/db, beside the mean of other patients.",
     ),
+    "audit.fuzz": (
+        "Changed messages",
+        "`make audit ONLY=fuzz`: a million messages changed by bits, cuts, splices, types, lengths and depth, a third of "
+        "them of secure aggregation, the others at a site and at the coordinator; half are packed anew after the "
+        "change. Each is read as what it is, or refused with a code. `control`: readers with a check left out.",
+    ),
     "audit.leaks": (
         "Leak scan",
         "`make audit ONLY=leaks`: a server and three sites as processes over TLS. Ids, gene values and patches as text "

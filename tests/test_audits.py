@@ -59,7 +59,7 @@ def test_a_private_gradient_tells_less_than_the_mean_of_others() -> None:
 def test_changed_messages_are_refused_or_right_and_forgotten_checks_are_found_out() -> None:
     found = by_name(audit_fuzz.figures(quick=True))
     for reader in ("site", "coordinator", "secagg"):
-        assert found[f"fuzz.{reader}.read"].value > 20, "some changes leave a right message"
+        assert found[f"audit.fuzz.{reader}.read"].value > 20, "some changes leave a right message"
 
 
 @pytest.mark.process

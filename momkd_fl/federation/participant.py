@@ -111,7 +111,7 @@ class Participant:
     def config_of(self, run: str) -> FederationConfig:
         """The shared settings of ``run``, also after a restart (raises UserError ``plan-missing``)."""
         known = self._plan is not None and self._plan.run == run
-        plan = self._plan if known and self._plan is not None else load_plan(self.state_dir, run)
+        plan = self._plan if known and self._plan is not None else load_plan(self.state_dir, run, self.vault)
         return plan.config
 
     def cohort_for(self, config: FederationConfig) -> Cohort:
