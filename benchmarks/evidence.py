@@ -33,8 +33,8 @@ SECTIONS = {
     ),
     "audit.fuzz": (
         "Changed messages",
-        "`make audit ONLY=fuzz`: a million messages changed by bits, cuts, splices, types, lengths and depth, a third of "
-        "them of secure aggregation, the others at a site and at the coordinator; half are packed anew after the "
+        "`make audit ONLY=fuzz`: a million messages changed by bits, cuts, splices, types, lengths and depth, a third "
+        "of them of secure aggregation, the others at a site and at the coordinator; half are packed anew after the "
         "change. Each is read as what it is, or refused with a code. `control`: readers with a check left out.",
     ),
     "audit.leaks": (
