@@ -45,10 +45,6 @@ SECTIONS = {
         "`make bench ONLY=secagg`: whole rounds in one process, all parties one after the other, no network. What the "
         "protocol promises: [secure-aggregation.md](secure-aggregation.md).",
     ),
-    "fuzz": (
-        "Changed messages",
-        "`make audit ONLY=fuzz`: at a site, at the coordinator, and of secure aggregation, all kinds in turn.",
-    ),
     "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
     "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),
@@ -98,6 +94,8 @@ IN_README = (
     "study-main.PR.loso.federated_to_pooled",
     "study-main.PR.loso.federated_minus_every_local",
     "study-main.PR.loso.federated_minus_control",
+    "study-main.PR.loso.federated_minus_shuffled_within_class",
+    "study-main.PR.loso.federated_minus_slot_matching_shuffled",
     "study-main.ODX.loso.federated",
     "study-main.ODX.loso.federated_minus_control",
     "study-main.ODX.loso.federated_minus_shuffled_within_class",
