@@ -23,6 +23,7 @@ NAMES = {
     "parity_release": "ours against the released MoMKD code, tensor by tensor (needs benchmarks/peers.sh)",
     "staleness": "what it costs that the memory is measured a round before it is used",
     "secagg": "secure aggregation: seconds, bytes, error and recovery of whole rounds in one process",
+    "secagg_processes": "secure sums over processes: what a round costs more than a plain one, also with sites gone",
     "robust": "error of the step under an attack of -100 times by rule, and time of a robust middle at 1 M x 10",
     "crc": "real colorectal features and labels, two sites, both ways",
 }
