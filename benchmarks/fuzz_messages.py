@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,84 +21,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from google.protobuf.message_factory import GetMessageClass
 
 from benchmarks.fuzz_secagg import mutated
+from benchmarks.right_messages import BODIES, SITE, contents
 from momkd_fl.errors import UserError
-from momkd_fl.evaluation.results import Cohort, TaskCohort
 from momkd_fl.federation import flower
 from momkd_fl.federation.answering import answer
-from momkd_fl.federation.messages import (
-    KINDS,
-    SECAGG,
-    Body,
-    Consent,
-    ConsentReply,
-    Deal,
-    DealReply,
-    Evaluate,
-    EvaluateReply,
-    Finish,
-    FinishReply,
-    Hello,
-    HelloReply,
-    Initialise,
-    InitialiseReply,
-    Join,
-    JoinReply,
-    Kind,
-    Mask,
-    MaskReply,
-    Parcel,
-    Plan,
-    PlanReply,
-    Select,
-    SelectReply,
-    Train,
-    TrainReply,
-    Unmask,
-    UnmaskReply,
-    ask,
-    open_reply,
-    open_request,
-)
+from momkd_fl.federation.messages import KINDS, SECAGG, Kind, Parcel, ask, open_reply, open_request
 from momkd_fl.federation.packing import pack, unpack
 from momkd_fl.federation.session import Gone, Unusable
 
 PullMessagesResponse: Any = GetMessageClass(
     flower.PullMessagesRequest.DESCRIPTOR.file.message_types_by_name["PullMessagesResponse"]
 )
-RUN, ROUND, SITE = "trial-0123abcd", 3, "ash"
+RUN, ROUND = "trial-0123abcd", 3
 Direction = Literal["site", "coordinator"]
-COHORT = Cohort(SITE, "train", 120, 130, None, {"PR": TaskCohort(118, 0.4, {"equivocal": "<11"})})
-BODIES: Mapping[str, tuple[Body, Body]] = {
-    "hello": (
-        Hello(federation={"name": "trial", "seed": 3, "classes": 2, "genes": None}),
-        HelloReply(
-            site=SITE, role="train", software="0.1.0", genomics=True, genes=["ESR1"], fingerprint={"width": 1536},
-            clock_unix_s=1.7e9,
-        ),
-    ),
-    "select": (Select(candidates=["ESR1", "PGR"]), SelectReply()),
-    "plan": (Plan(panel=["ESR1", "PGR"], architecture="a" * 64), PlanReply(architecture="a" * 64)),
-    "initialise": (Initialise(step="slots", iteration=2), InitialiseReply()),
-    "train": (
-        Train(proximal_mu=0.01, learning_rate_share=1.0),
-        TrainReply(seconds={"fit": 1.5}, losses={"task": 0.4}, loss_sum=[3.0, 4.5], monitors={"effective_patches": 9}),
-    ),
-    "evaluate": (
-        Evaluate(split="test", threshold=0.5, calibration=[1.0, -0.1], final=True),
-        EvaluateReply(loss_sum=[1.0, 2.0], cohort=COHORT),
-    ),
-    "join": (Join(question="train", body="{}", site_weights={"north": 2.0}), JoinReply()),
-    "deal": (Deal(), DealReply()),
-    "mask": (Mask(), MaskReply(question="train")),
-    "consent": (Consent(), ConsentReply()),
-    "unmask": (Unmask(), UnmaskReply()),
-    "finish": (Finish(outcome="stopped", code="interrupted", sentence="The run was stopped."), FinishReply()),
-}  # fmt: skip
-PullMessagesResponse = GetMessageClass(
-    flower.PullMessagesRequest.DESCRIPTOR.file.message_types_by_name["PullMessagesResponse"]
-)
-ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4), np.float32)}
-BYTES = {"a": np.arange(250, 256, dtype=np.uint8)}
 WORDS: tuple[Any, ...] = (
     True, 0, -1, 2**62, 1.5, float("inf"), "", "x", "1", "../../etc/passwd", "\0", "é" * 70, b"", b"\x80\x04K\x01.",
     "9" * 400, "[" * 900, '{"a":' * 300 + "1" + "}" * 300, [1, 2], ["x"], [1.5], [True],
@@ -109,11 +44,6 @@ HEADERS = (
     "(" * 200, "(" + "1, " * 40 + ")", "('a',)", "None",
 )  # fmt: skip
 DTYPES = ("<f4", "|O", "<f8", ">f4", "<i4", "<c8", "|V4", "f4,f4", "x", "|S4")
-
-
-def contents(groups: Iterable[str]) -> dict[str, Any]:
-    """Something small in each group: bytes of a message of secure aggregation, float32 elsewhere."""
-    return {group: BYTES if group == SECAGG else ARRAYS for group in sorted(groups)}
 
 
 @dataclass(frozen=True)

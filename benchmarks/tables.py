@@ -45,6 +45,11 @@ SECTIONS = {
         "`make bench ONLY=secagg`: whole rounds in one process, all parties one after the other, no network. What the "
         "protocol promises: [secure-aggregation.md](secure-aggregation.md).",
     ),
+    "secagg_processes": (
+        "Secure sums over processes",
+        "`make bench ONLY=secagg_processes`: a server and a process a site over mutual TLS, with gate and books; the "
+        "same answer plain and secure. `N_gone`: sites that refuse the third step; a whole round with recovered masks.",
+    ),
     "cold_start": ("Starting up", "`make bench ONLY=cold_start`: the whole process."),
     "gpu": ("On a GPU", "`make bench ONLY=gpu`: see [performance](performance.md)."),
     "check": ("The preflight", "`make bench ONLY=check`: the whole command."),

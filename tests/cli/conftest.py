@@ -46,6 +46,18 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def alone(hospitals: Path, tmp_path: Path) -> Path:
+    """The file of a hospital that has slides and labels, and no run."""
+    raw = yaml.safe_load((hospitals / "ash" / "site.yaml").read_text())
+    raw["data"]["features"] = [str(hospitals / "ash" / folder) for folder in raw["data"]["features"]]
+    raw["data"]["labels"]["path"] = str(hospitals / "ash" / raw["data"]["labels"]["path"])
+    raw["data"].pop("genomics")
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
 class Files:
     """A consortium's files, which a test may change."""
 

@@ -12,16 +12,12 @@ from momkd_fl.cli import main
 
 
 @pytest.fixture
-def site(hospitals: Path, tmp_path: Path) -> Path:
-    raw = yaml.safe_load((hospitals / "ash" / "site.yaml").read_text())
-    raw["data"]["features"] = [str(hospitals / "ash" / folder) for folder in raw["data"]["features"]]
-    raw["data"]["labels"]["path"] = str(hospitals / "ash" / raw["data"]["labels"]["path"])
-    raw["data"].pop("genomics")
+def site(alone: Path, tmp_path: Path) -> Path:
+    raw = yaml.safe_load(alone.read_text())
     raw["state_dir"] = str(tmp_path / "state")
     raw["data"]["store"] = str(tmp_path / "store")
-    path = tmp_path / "site.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+    alone.write_text(yaml.safe_dump(raw))
+    return alone
 
 
 def test_withdraw_and_again(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from benchmarks.right_messages import BODIES, SMALL, contents
 from momkd_fl.errors import UserError
-from momkd_fl.evaluation.results import Cohort, TaskCohort
 from momkd_fl.federation import messages
 from momkd_fl.federation.answering import answer
 from momkd_fl.federation.messages import (
@@ -28,32 +28,9 @@ from momkd_fl.federation.messages import (
     PLAN,
     SITE_ERROR,
     TRAIN,
-    Body,
-    Consent,
-    ConsentReply,
-    Deal,
-    DealReply,
-    Evaluate,
-    EvaluateReply,
     Finish,
-    FinishReply,
-    Hello,
-    HelloReply,
-    Initialise,
-    InitialiseReply,
-    Join,
-    JoinReply,
     Kind,
-    Mask,
-    MaskReply,
-    Plan,
-    PlanReply,
-    Select,
-    SelectReply,
-    Train,
     TrainReply,
-    Unmask,
-    UnmaskReply,
     ask,
     expect_shapes,
     open_reply,
@@ -64,52 +41,6 @@ from momkd_fl.federation.messages import (
 pytestmark = pytest.mark.usefixtures("task")
 
 NODE = 7
-COHORT = Cohort(
-    site="north",
-    role="train",
-    patients=120,
-    slides=130,
-    with_genomics=None,
-    tasks={"PR": TaskCohort(labelled=118, prevalence=0.4, excluded={"equivocal": "<11"})},
-)
-BODIES: dict[str, tuple[Body, Body]] = {
-    "hello": (
-        Hello(federation={"name": "trial", "seed": 3, "classes": 2, "losses": {"memory": 0.5}, "genes": None}),
-        HelloReply(
-            site="north",
-            role="train",
-            software="0.1.0",
-            genomics=True,
-            genes=["ESR1", "PGR"],
-            fingerprint={"encoder": "uni2-h", "tile_um": 112.5, "width": 1536, "stain": None},
-            clock_unix_s=1.7e9,
-        ),
-    ),
-    "select": (Select(candidates=["ESR1", "PGR"]), SelectReply()),
-    "plan": (Plan(panel=["ESR1", "PGR"], architecture="a" * 64), PlanReply(architecture="a" * 64)),
-    "initialise": (Initialise(step="slots", iteration=2), InitialiseReply()),
-    "train": (
-        Train(proximal_mu=0.01, learning_rate_share=1.0),
-        TrainReply(seconds={"fit": 1.5}, losses={"task": 0.4}, loss_sum=[3.0, 4.5], monitors={"effective_patches": 9}),
-    ),
-    "evaluate": (
-        Evaluate(split="test", threshold=0.5, calibration=[1.0, -0.1], final=True),
-        EvaluateReply(loss_sum=[1.0, 2.0], cohort=COHORT),
-    ),
-    "join": (Join(question="train", body="{}", site_weights={"north": 2.0}), JoinReply()),
-    "deal": (Deal(), DealReply()),
-    "mask": (Mask(), MaskReply(question="train")),
-    "consent": (Consent(), ConsentReply()),
-    "unmask": (Unmask(), UnmaskReply()),
-    "finish": (Finish(outcome="stopped", code="interrupted", sentence="The run was stopped."), FinishReply()),
-}
-SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4), np.float32)}
-BYTES = {"a": np.arange(250, 256, dtype=np.uint8)}
-
-
-def contents(groups: Iterable[str]) -> dict[str, Any]:
-    """Something small in each group: bytes of a message of secure aggregation, float32 elsewhere."""
-    return {group: BYTES if group == messages.SECAGG else SMALL for group in sorted(groups)}
 
 
 def request_of(kind: Kind[Any, Any], **changes: Any) -> Message:
