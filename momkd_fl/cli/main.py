@@ -1,5 +1,5 @@
-"""``momkd``: demo, simulate, study, report, check, ingest, withdraw, provision, privacy, policy, ledger, seal and
-unseal."""
+"""``momkd``: demo, simulate, study, report, check, ingest, predict, evaluate, withdraw, provision, privacy, policy,
+ledger, seal and unseal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from momkd_fl.cli.frame import OK, Parser, run_command
 from momkd_fl.cli.ledger import ledger_options, run_ledger
 from momkd_fl.cli.policy import policy_options, run_policy
+from momkd_fl.cli.predict import evaluate_options, predict_options, run_evaluate, run_predict
 from momkd_fl.cli.privacy import privacy_options, run_privacy
 from momkd_fl.cli.provision import provision_options, run_provision
 from momkd_fl.cli.seal import run_seal, run_unseal, seal_options, unseal_options
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     _check_options(commands.add_parser("check", help="look for everything that would stop or spoil a run at a site"))
     _ingest_options(commands.add_parser("ingest", help="copy a site's features once into a store that trains fast"))
+    predict_options(commands.add_parser("predict", help="score a hospital's slides with the model of a finished run"))
+    evaluate_options(commands.add_parser("evaluate", help="how that model does on patients it was not trained on"))
     withdraw_options(commands.add_parser("withdraw", help="take a patient out of everything that is still to come"))
     provision_options(commands.add_parser("provision", help="the consortium's keys, certificates and allow-list"))
     privacy_options(commands.add_parser("privacy", help="what a privacy budget costs, before anything is run"))
@@ -47,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         "report": _report,
         "check": _check,
         "ingest": _ingest,
+        "predict": _predict,
+        "evaluate": _evaluate,
         "withdraw": _withdraw,
         "provision": _provision,
         "privacy": _privacy,
@@ -187,6 +192,14 @@ def _ingest(args: argparse.Namespace, stop: threading.Event) -> int:
     from momkd_fl.cli.ingest import run_ingest
 
     return run_ingest(site, args.out, stop, neighbours=args.neighbours, only_verify=args.verify)
+
+
+def _predict(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_predict(args)
+
+
+def _evaluate(args: argparse.Namespace, stop: threading.Event) -> int:
+    return run_evaluate(args)
 
 
 def _withdraw(args: argparse.Namespace, stop: threading.Event) -> int:

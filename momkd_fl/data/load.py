@@ -37,6 +37,7 @@ def load_cohort(
     validation_fraction: float = 0.2,
     seed: int = 0,
     independent_splits: bool = False,
+    labels_needed: bool = True,
 ) -> Cohort:
     """Read everything a site has for one task.
 
@@ -52,6 +53,8 @@ def load_cohort(
         What the federation expects; None: not compared.
     independent_splits : bool
         Each patient is drawn by itself, without stratification: needed where single patients are to be hidden.
+    labels_needed : bool
+        Refuse a cohort in which nobody has a label.
 
     Withdrawn patients (withdrawal.py) are in no part of it; the others are in the splits they were in before.
 
@@ -64,8 +67,8 @@ def load_cohort(
     """
     data = site.data
     stores = () if data.store is None else (Store(data.store),)
-    labels = read_labels(data.labels, _task(data, task, classes))
-    slides, dropped = _slides(site, task, labels)
+    labels = read_labels(data.labels, _task(data, task, classes), needed=labels_needed)
+    slides, dropped = _slides(site, task, labels, labels_needed)
     withdrawn = read_withdrawn(withdrawn_file(site))
     features = common_features(_others(slides, withdrawn), data)
     if encoder is not None:
@@ -76,7 +79,7 @@ def load_cohort(
         dropped["expression_without_patient"] = len(expression.patients) - len(rows)
     split = _split(site, slides, labels, rows, validation_fraction, seed, independent_splits)
     if withdrawn:  # only now, so that nobody else changes from training to validation or back
-        labels = read_labels(data.labels, data.tasks[task], without=withdrawn)
+        labels = read_labels(data.labels, data.tasks[task], without=withdrawn, needed=labels_needed)
         slides, rows = _others(slides, withdrawn), _others(rows, withdrawn)
     cohort = Cohort(
         site=site.site,
@@ -155,7 +158,9 @@ def _task(data: Data, name: str, classes: int) -> TaskLabels:
     return task
 
 
-def _slides(site: SiteConfig, task: str, labels: Labels) -> tuple[dict[str, tuple[Path, ...]], dict[str, int]]:
+def _slides(
+    site: SiteConfig, task: str, labels: Labels, labels_needed: bool
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, int]]:
     """Feature files of every patient of the label table who has one, and what was left out."""
     bags = find_bags(site.data.features)
     links = read_links(site.data, labels.patients, bags)
@@ -165,10 +170,11 @@ def _slides(site: SiteConfig, task: str, labels: Labels) -> tuple[dict[str, tupl
         for patient, names in linked.items()
         if any(slide in bags for slide in names)
     }
-    if not any(patient in labels.by_patient for patient in slides):
+    if not (slides.keys() & labels.by_patient.keys() if labels_needed else slides):
+        who = f"patient with a label for '{task}'" if labels_needed else "patient of the label table"
         raise UserError(
             "no-patients",
-            f"Site '{site.site}': no patient with a label for '{task}' has a feature file (patients and slides were "
+            f"Site '{site.site}': no {who} has a feature file (patients and slides were "
             f"linked by {links.rule}). Compare the ids in {site.data.labels.path} with the files' names.",
         )
     named = {slide for names in linked.values() for slide in names}

@@ -192,7 +192,13 @@ def class_of_value(task: TaskLabels) -> dict[str, int]:
     return classes
 
 
-def read_labels(config: LabelTable, task: TaskLabels, without: Collection[str] = ()) -> Labels:
+def read_labels(
+    config: LabelTable,
+    task: TaskLabels,
+    without: Collection[str] = (),
+    *,
+    needed: bool = True,
+) -> Labels:
     """Read one task's labels by patient, leaving out the patients ``without``.
 
     A patient may have several rows (one a slide). An empty cell does not contradict a value of
@@ -203,7 +209,8 @@ def read_labels(config: LabelTable, task: TaskLabels, without: Collection[str] =
     ------
     UserError
         ``label-conflict`` naming the rows; ``label-values-unknown`` where no row has a configured
-        value; and as :func:`open_table`, :func:`column_index` and :func:`patient_column`.
+        value (where none is ``needed``: and some row another one); and as :func:`open_table`,
+        :func:`column_index` and :func:`patient_column`.
     """
     table = read_table(config.path, config.sheet)
     setting = "data.labels.patient"
@@ -223,7 +230,7 @@ def read_labels(config: LabelTable, task: TaskLabels, without: Collection[str] =
     value_of = {patient: found[0][1] if found else "" for patient, found in sorted(values.items())}
     by_patient = {patient: classes[value] for patient, value in value_of.items() if value in classes}
     excluded = Counter(value or MISSING for value in value_of.values() if value not in classes)
-    if not by_patient:
+    if not by_patient and (needed or set(excluded) - {MISSING}):
         seen = ", ".join(f"'{value}'" for value, _ in excluded.most_common(8)) or "no rows"
         wanted = ", ".join(f"'{value}'" for value in classes)
         raise UserError(

@@ -236,6 +236,13 @@ class Calibration:
         """Numbers for a message: slope and intercept, or score and share of every knot in turn (six or more)."""
         return [value for knot in self.knots for value in knot] or [self.slope, self.intercept]
 
+    @classmethod
+    def from_list(cls, numbers: list[float]) -> Calibration:
+        """What :meth:`to_list` gave, but for the name of a map with two numbers: that is Platt's."""
+        if len(numbers) == 2:
+            return cls(slope=numbers[0], intercept=numbers[1])
+        return cls(kind="isotonic", knots=[list(knot) for knot in zip(numbers[::2], numbers[1::2], strict=True)])
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -43,6 +43,7 @@ from momkd_fl.evaluation.results_file import write_results
 from momkd_fl.evaluation.transfer import validation_transfer, with_transfer
 from momkd_fl.federation.artefacts import account, spoken
 from momkd_fl.federation.coordinator import Outcome, config_digest
+from momkd_fl.federation.plan import model_digest
 from momkd_fl.federation.state import Arrays, RoundRecord
 
 Origin = Literal["synthetic", "simulation", "federation"]
@@ -180,11 +181,7 @@ def code_digest() -> str:
 
 def checkpoint_digest(outcome: Outcome) -> str:
     """SHA-256 of the selected weights and memory."""
-    digest = hashlib.sha256()
-    for group in (outcome.chosen.best.weights, outcome.chosen.best.memory):
-        for name in sorted(group):
-            digest.update(name.encode() + np.ascontiguousarray(group[name]).tobytes())
-    return digest.hexdigest()
+    return model_digest(outcome.chosen.best.weights, outcome.chosen.best.memory)
 
 
 def _histograms(outcome: Outcome) -> dict[str, Arrays]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from momkd_fl.config.base import parse
 from momkd_fl.config.federation import FederationConfig
@@ -63,6 +66,15 @@ def save_model(
     tensors |= {f"space/{name}": value for name, value in plan.space.items() if name in SPACE}
     frozen = {"threshold": threshold, "calibration": calibration}
     vault.write(path, checkpoint.pack(tensors, {**_meta(plan), **frozen}), Sealed(MODEL_KIND, plan.run, round))
+
+
+def model_digest(weights: Arrays, memory: Arrays) -> str:
+    """SHA-256 of a model's weights and memory, as the report names it."""
+    digest = hashlib.sha256()
+    for group in (weights, memory):
+        for name in sorted(group):
+            digest.update(name.encode() + np.ascontiguousarray(group[name]).tobytes())
+    return digest.hexdigest()
 
 
 def load_plan(folder: Path, run: str, vault: Vault = CLEAR) -> SitePlan:

@@ -25,17 +25,7 @@ def cohort_loader(site: SiteConfig, say: Say) -> Callable[[FederationConfig], tu
     def read(federation: FederationConfig) -> tuple[Cohort, Fingerprint]:
         started = time.monotonic()
         say(f"Reading the cohort for task {federation.task}.")
-        cohort = load_cohort(
-            site,
-            task=federation.task,
-            classes=federation.classes,
-            encoder=federation.encoder,
-            neighbours=federation.model.graph_neighbours,
-            standardise=federation.training.standardise,
-            validation_fraction=federation.training.validation_fraction,
-            seed=federation.seed,
-            independent_splits=federation.privacy.active,
-        )
+        cohort = cohort_for_run(site, federation)
         splits: tuple[Split, ...] = ("train", "validation") if site.role == "train" else ("test",)
         for split in splits:
             if not cohort.labelled(split):
@@ -52,6 +42,27 @@ def cohort_loader(site: SiteConfig, say: Say) -> Callable[[FederationConfig], tu
         return cohort, fingerprint(site, cohort)
 
     return read
+
+
+def cohort_for_run(site: SiteConfig, federation: FederationConfig, *, labels_needed: bool = True) -> Cohort:
+    """The site's cohort as a run's shared settings ask (raises UserError as :func:`load_cohort`).
+
+    Parameters
+    ----------
+    labels_needed : whether somebody must have a label
+    """
+    return load_cohort(
+        site,
+        task=federation.task,
+        classes=federation.classes,
+        encoder=federation.encoder,
+        neighbours=federation.model.graph_neighbours,
+        standardise=federation.training.standardise,
+        validation_fraction=federation.training.validation_fraction,
+        seed=federation.seed,
+        independent_splits=federation.privacy.active,
+        labels_needed=labels_needed,
+    )
 
 
 def device_of(site: SiteConfig) -> torch.device:

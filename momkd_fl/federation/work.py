@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,11 @@ class Work:
 
     def score(self, memory: Memory, split: Split) -> Prediction:
         """Scores of the labelled patients of a split."""
-        patients, precision = self.cohort.labelled(split), self.config.training.score_precision
+        return self.score_patients(memory, self.cohort.labelled(split))
+
+    def score_patients(self, memory: Memory, patients: Sequence[Patient]) -> Prediction:
+        """Scores of these patients of the cohort, labelled or not."""
+        precision = self.config.training.score_precision
         return predict(self.model, memory, self.packer, patients, self.device, precision)
 
     def train(self, memory: Memory, seed: int, asked: Train) -> TrainReport:
