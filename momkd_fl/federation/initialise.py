@@ -34,6 +34,7 @@ from momkd_fl.privacy.mechanism import Release
 Flat = dict[str, NDArray[np.float64]]
 Shapes = Mapping[str, tuple[int, ...]]
 SD_FLOOR = 1e-6
+_INCLUDED = "included."
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Start:
     genomic: Collection[str]
     secure: SecureSums | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    included: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By site, whether its genomes of each class (C,) are in the last sums of anchors: 0 if withheld, or none."""
 
     def sums(self, step: str, iteration: int, sites: Collection[str], arrays: Arrays, shapes: Shapes) -> Flat:
         """Ask ``sites`` for one step's sums and add them; with ``secure``, only their sum is seen.
@@ -79,6 +82,10 @@ class Start:
                 "Look at that site's log, then start the server again.",
             )
         by_site = {site: parcel.arrays["statistics"] for site, parcel in answers}
+        if step == "anchors":
+            self.included.update(
+                {site: (sums["counts.genomics"].sum(axis=1) > 0).astype(np.float32) for site, sums in by_site.items()}
+            )
         limits = self.config.aggregation
         if "n" in shapes:
             return gene_sums(by_site, limits.patients_max)
@@ -107,6 +114,8 @@ class Start:
             run=self.run,
             what=f"initialisation step '{body.step}'",
         )
+        if body.step == "anchors":
+            self.included.update({site: self._holds(site, site in total.survivors) for site in sites})
         found = total.group("statistics")
         return {name: np.asarray(found.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()}
 
@@ -124,12 +133,35 @@ class Start:
             arrays=arrays,
         )
 
+    def _holds(self, site: str, stayed: bool) -> NDArray[np.float32]:
+        """Which classes' genomes a site has given to a secure sum, by its greeting."""
+        held = self.members[site].get("holds", ())
+        return np.array([stayed and f"class.{c}.genomics" in held for c in range(self.config.classes)], np.float32)
+
     def tell_space(self, space: Mapping[str, NDArray[np.float32]]) -> None:
-        """Send the genomic space; sums of the classes' genomes go only where genomes are trained on."""
+        """Send the genomic space, and what belongs to it where genomes are trained on."""
         placed = {name: space[name] for name in SPACE}
-        for sites, arrays in ((set(self.genomic), dict(space)), (set(self.trainers) - set(self.genomic), placed)):
-            if sites:
-                self.tell(sites, {"space": arrays})
+        others = set(self.trainers) - set(self.genomic)
+        if others:
+            self.tell(others, {"space": placed})
+        self.tell_class_sums(space)
+
+    def tell_class_sums(self, space: Mapping[str, NDArray[np.float32]]) -> None:
+        """Send the space with the class sums to the genomic sites, each with what it alone is told."""
+        for site in sorted(self.genomic):
+            self.tell({site}, {"space": {**{name: space[name] for name in SPACE}, **class_sums_for(site, space)}})
+
+
+def class_sums_for(site: str, space: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Class sums as one site is told them: with ``class_included`` (C,), whether its own patients are in them.
+
+    A site that came later, or whose small class its contract withheld, must not take its patients out of a sum that
+    has none of them.
+    """
+    if "class_sums" not in space:
+        return {}
+    sums = {name: space[name] for name in ("class_sums", "class_counts")}
+    return {**sums, "class_included": space.get(f"{_INCLUDED}{site}", np.zeros_like(space["class_counts"]))}
 
 
 def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
@@ -147,13 +179,33 @@ def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> 
             if memory.source == "genomics":
                 anchors, moved, classes = place_anchors(start, dim)
                 if start.config.losses.soft_labels:
-                    state = state.after(space={**state.space, **classes})
-                    start.tell(start.genomic, {"space": state.space})
+                    state = _with_class_sums(state, start, classes, say)
             state = state.after(memory={**state.memory, "anchors": anchors}, released={"anchors": moved})
     from_sums = memory.mode != "gradient" and memory.source != "random"
     if "slots" in state.memory and from_sums and not private and start.config.privacy.share == "all":
         say(f"Placing {memory.slots} slots per class by federated spherical k-means.")
         state = state.after(memory={**state.memory, "slots": place_slots(start, state)})
+    return state
+
+
+def _with_class_sums(
+    state: ServerState, start: Start, classes: Mapping[str, NDArray[np.float32]], say: Callable[[str], None]
+) -> ServerState:
+    """The state with the sums that soft labels are made of, which the genomic sites are told; or as it was.
+
+    A class mean over fewer patients than the space has axes is mostly chance, and a class that every site withholds has
+    none: then no label is replaced.
+    """
+    few = np.flatnonzero(classes["class_counts"] < classes["class_sums"].shape[1])
+    if len(few):
+        say(
+            f"No soft labels: of class {int(few[0])} the sums hold fewer patients' genomes than the space has axes "
+            "(there are few, or the sites' contracts withhold them). Every patient keeps its label."
+        )
+        return state
+    included = {f"{_INCLUDED}{site}": value for site, value in start.included.items()}
+    state = state.after(space={**state.space, **classes, **included})
+    start.tell_class_sums(state.space)
     return state
 
 

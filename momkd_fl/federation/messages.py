@@ -8,7 +8,8 @@ Groups of arrays
 ``weights``  flat vectors by branch (``histology``, ``genomics``); the layout is fixed by the architecture hash.
 ``memory``   slots (C, K, S) and, where there are any, genomic anchors (C, K, A).
 ``space``    the fixed genomic space: mean, scale (G,), axes (A, G), sd (A,); with ``losses.soft_labels`` beside it
-             class_sums (C, A) and class_counts (C,) of the genomes in it.
+             class_sums (C, A) and class_counts (C,) of the genomes in it, and class_included (C,), whether the site's
+             own are among them.
 ``update``   the weight difference, as ``weights``.
 ``statistics``  sums and counts per modality, class and slot; or the sums of one initialisation step,
              or those that a panel is learnt from.

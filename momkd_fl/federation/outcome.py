@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -170,6 +171,7 @@ def binned_scores(outcome: Outcome) -> dict[Method, Models]:
     return {"federated": Scores.join(parts)} if parts else {}
 
 
+@lru_cache(maxsize=1)
 def code_digest() -> str:
     """SHA-256 over the package's source files."""
     root = Path(momkd_fl.__file__).parent

@@ -64,7 +64,9 @@ def without_small_classes(statistics: Members, rules: SmallNumbers) -> dict[str,
         counts = np.asarray(statistics[name], np.float64)
         used = counts > USED_SLOT
         few = counts.sum(axis=1) < rules.minimum_per_class - USED_SLOT
-        small = (few | (used & (counts < rules.minimum_per_slot - USED_SLOT)).any(axis=1)) & used.any(axis=1)
+        if rules.minimum_per_slot > 1:  # of 1: even a patient's share of a slot, which is less than 1, may leave
+            few |= (used & (counts < rules.minimum_per_slot - USED_SLOT)).any(axis=1)
+        small = few & used.any(axis=1)
         for part in (name, name.replace("counts.", "sums.", 1)):
             kept[part] = np.where(small.reshape(-1, *[1] * (kept[part].ndim - 1)), np.float32(0), kept[part])
     return kept

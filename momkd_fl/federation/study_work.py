@@ -34,7 +34,7 @@ from momkd_fl.federation.comparators import (
     run_arm,
 )
 from momkd_fl.federation.coordinator import Outcome
-from momkd_fl.federation.outcome import checkpoint_digest
+from momkd_fl.federation.outcome import checkpoint_digest, code_digest
 from momkd_fl.federation.students_elsewhere import score_students
 from momkd_fl.federation.study_cells import Cell
 from momkd_fl.federation.study_cohorts import CellShelf, Library
@@ -210,6 +210,7 @@ def _record(cell: Cell, outcome: Outcome, seconds: float) -> dict[str, Any]:
         "trained": [POOLED] if cell.method.pooled else list(cell.trained),
         "tested": list(cell.tested),
         "software": __version__,
+        "code": code_digest(),
         "seconds": round(seconds, 3),
         "digest": checkpoint_digest(outcome),
         "rounds": len(history),

@@ -142,7 +142,7 @@ class Work:
     def _teacher(self, packer: Packer, patients: list[Patient]) -> dict[Hashable, NDArray[np.float32]] | None:
         """A teacher's logits of the patients with genomics, made once a run; None where no loss asks for them."""
         space = Memory.from_arrays({}, self.space).space
-        soft = self.config.losses.soft_labels > 0 and "class_sums" in self.space
+        soft = self.config.losses.soft_labels > 0 and "class_included" in self.space
         if space is None or not self.genomic or not (soft or self.config.losses.logits):
             return None
         if self.teacher is None:
@@ -151,8 +151,9 @@ class Work:
             z = torch.from_numpy(np.stack([z for _, z in known]))
             labels = torch.tensor([patient.label for patient, _ in known])
             if soft:
-                sums, counts = (np.asarray(self.space[name], np.float64) for name in ("class_sums", "class_counts"))
-                logits = leave_one_out_logits(space.embed(z).double().numpy(), labels.numpy(), sums, counts)
+                names = ("class_sums", "class_counts", "class_included")
+                told = (np.asarray(self.space[name], np.float64) for name in names)
+                logits = leave_one_out_logits(space.embed(z).double().numpy(), labels.numpy(), *told)
             else:
                 logits = out_of_fold_logits(space.coordinates(z), labels, self.config.classes, self.config.seed)
             self.teacher = dict(zip((patient.key for patient, _ in known), logits, strict=True))

@@ -24,6 +24,7 @@ def leave_one_out_logits(
     labels: NDArray[np.int64],
     class_sums: NDArray[np.float64],
     class_counts: NDArray[np.float64],
+    included: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     """Logits (n, C) of linear discriminants, each patient taken out of its class's sum and count first.
 
@@ -33,12 +34,13 @@ def leave_one_out_logits(
 
     Parameters
     ----------
-    embedded : (n, A) unit vectors of patients, all of whom are in the sums
+    embedded : (n, A) unit vectors of one site's patients
     labels : (n,) class
     class_sums, class_counts : (C, A) and (C,) over all genomic sites
+    included : (C,) 1 where this site's patients of the class are in the sums, 0 where they are not
     """
     dim = embedded.shape[1]
-    own = np.eye(len(class_sums))[labels]
+    own = np.eye(len(class_sums))[labels] * included
     counts = np.maximum(class_counts - own, 1.0)
     means = (class_sums - own[..., None] * embedded[:, None, :]) / counts[..., None]
     shares = counts / counts.sum(axis=1, keepdims=True)

@@ -56,6 +56,16 @@ def test_a_class_with_a_small_slot_goes_whole() -> None:
     assert kept["sums.histology"].dtype == np.float32
 
 
+def test_without_a_minimum_a_patient_s_share_of_a_slot_leaves() -> None:
+    """Nine patients over eight slots: no slot holds a whole one, and an open contract withholds nothing."""
+    counts = np.array([[9 / 8] * 4 + [7 / 8] * 4 + [1.0]], np.float32)
+    statistics = {"counts.g": counts, "sums.g": np.ones((1, 9, 4), np.float32)}
+    kept = without_small_classes(statistics, SmallNumbers(minimum_per_class=1, minimum_per_slot=1))
+    assert np.array_equal(kept["counts.g"], counts)
+    assert not without_small_classes(statistics, SmallNumbers(minimum_per_class=1))["counts.g"].any()
+    assert not without_small_classes(statistics, SmallNumbers(minimum_per_slot=1))["counts.g"].any(), "9 in the class"
+
+
 def test_an_empty_slot_is_not_a_small_one() -> None:
     counts = np.array([[20.0, 0.0]], np.float32)
     kept = without_small_classes({"counts.g": counts, "sums.g": np.ones((1, 2, 4), np.float32)}, SmallNumbers())

@@ -147,7 +147,7 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
     for share in (0.0, 1.0):
         consortium = in_process(
             MEMBERS,
-            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, **memory},
+            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 4, **memory},
             losses={"soft_labels": share},
             rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
         )
@@ -166,12 +166,29 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
                 ends[1.0].space["class_sums"][label], embedded[labels == label].sum(axis=0), atol=1e-4
             )
         np.testing.assert_allclose(ends[1.0].space["class_counts"], np.bincount(labels, minlength=2), atol=1e-4)
+        assert work.space["class_included"].tolist() == [1.0, 1.0]
         assert work.teacher is not None
         assert len(work.teacher) == len(rows)
         elsewhere = consortium.participants["birch"].ready(ends[1.0].run).space
         assert set(elsewhere) == {"mean", "scale", "axes", "sd"}, "class sums go where genomes are trained on"
         kept, _ = checkpoint.load(consortium.config.output_dir / "model.safetensors")
         assert not [name for name in kept if "class_" in name], "counts of patients are no part of a model"
+
+
+def test_no_label_is_replaced_where_a_class_has_fewer_genomes_than_the_space_has_axes(
+    in_process: Any, shelf: Shelf
+) -> None:
+    ends = {}
+    for share in (0.0, 1.0):
+        consortium = in_process(
+            MEMBERS,
+            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 48},
+            losses={"soft_labels": share},
+            rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
+        )
+        _, ends[share], _ = one_round(consortium, shelf)
+    np.testing.assert_array_equal(ends[0.0].weights["histology"], ends[1.0].weights["histology"])
+    assert "class_sums" not in ends[1.0].space
 
 
 def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
@@ -183,6 +200,7 @@ def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
 def test_a_site_that_lost_its_state_is_told_the_class_sums_again_and_no_one_else_is(in_process: Any) -> None:
     consortium = in_process(
         {**MEMBERS, "holly": "evaluate"},
+        memory={"anchor_dim": 4},
         losses={"soft_labels": 1.0},
         rounds={"count": 2, "quorum": 2, "deadline_s": 5.0},
     )

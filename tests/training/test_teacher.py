@@ -41,9 +41,9 @@ def unit_vectors(labels: np.ndarray, dim: int, seed: int, apart: float) -> np.nd
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def class_sums(embedded: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def class_sums(embedded: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     member = np.eye(classes)[labels]
-    return member.T @ embedded, member.sum(axis=0)
+    return member.T @ embedded, member.sum(axis=0), np.ones(classes)
 
 
 @pytest.mark.parametrize("apart", [0.5, 8.0])
@@ -63,6 +63,20 @@ def test_leave_one_out_is_a_teacher_fitted_anew_without_each_patient(classes: in
         inverse = vectors @ np.diag(1 / np.maximum(values, 0.1 / 6)) @ vectors.T
         expected = [means[c] @ inverse @ (embedded[patient] - means[c] / 2) for c in range(classes)]
         np.testing.assert_allclose(logits[patient], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_patients_who_are_not_in_the_sums_are_not_taken_out() -> None:
+    """A site whose patients of class 0 were withheld: for them the teacher is the sums as they are."""
+    labels = np.arange(60) % 2
+    embedded = unit_vectors(labels, 6, 5, 1.0)
+    inside = (labels == 1) | (np.arange(60) >= 20)
+    sums, counts, _ = class_sums(embedded[inside], labels[inside], 2)
+    logits = leave_one_out_logits(embedded[:20], labels[:20], sums, counts, np.array([0.0, 1.0]))
+    for patient in range(20):
+        others = inside & (np.arange(60) != patient)
+        own, total, _ = class_sums(embedded[others], labels[others], 2)
+        stranger = leave_one_out_logits(embedded[[patient]], labels[[patient]], own, total, np.zeros(2))
+        np.testing.assert_allclose(logits[patient], stranger[0], rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
