@@ -34,6 +34,8 @@ from momkd_fl.privacy.mechanism import Release
 Flat = dict[str, NDArray[np.float64]]
 Shapes = Mapping[str, tuple[int, ...]]
 SD_FLOOR = 1e-6
+PATIENTS_PER_AXIS = 3
+"""Patients of each class, for each axis of the genomic space, from which a teacher of class means is trusted."""
 _INCLUDED = "included."
 
 
@@ -193,14 +195,15 @@ def _with_class_sums(
 ) -> ServerState:
     """The state with the sums that soft labels are made of, which the genomic sites are told; or as it was.
 
-    A class mean over fewer patients than the space has axes is mostly chance, and a class that every site withholds has
-    none: then no label is replaced.
+    A class that every site withholds has no mean, and one over few patients is mostly chance: discriminants want three
+    for each axis (docs/method-research.md). Else no label is replaced.
     """
-    few = np.flatnonzero(classes["class_counts"] < classes["class_sums"].shape[1])
+    few = np.flatnonzero(classes["class_counts"] < PATIENTS_PER_AXIS * classes["class_sums"].shape[1])
     if len(few):
         say(
-            f"No soft labels: of class {int(few[0])} the sums hold fewer patients' genomes than the space has axes "
-            "(there are few, or the sites' contracts withhold them). Every patient keeps its label."
+            f"No soft labels: of class {int(few[0])} the sums hold fewer than {PATIENTS_PER_AXIS} patients' genomes "
+            "for each axis of the space (there are few, or the sites' contracts withhold them). Every patient keeps its "
+            "label."
         )
         return state
     included = {f"{_INCLUDED}{site}": value for site, value in start.included.items()}

@@ -147,7 +147,7 @@ def test_soft_labels_come_of_the_sums_that_place_the_anchors(
     for share in (0.0, 1.0):
         consortium = in_process(
             MEMBERS,
-            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 4, **memory},
+            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 2, **memory},
             losses={"soft_labels": share},
             rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
         )
@@ -182,7 +182,7 @@ def test_no_label_is_replaced_where_a_class_has_fewer_genomes_than_the_space_has
     for share in (0.0, 1.0):
         consortium = in_process(
             MEMBERS,
-            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 48},
+            memory={"slots": 2, "init_iterations": 1, "anchor_iterations": 1, "anchor_dim": 28},
             losses={"soft_labels": share},
             rounds={"count": 1, "quorum": 2, "deadline_s": 5.0},
         )
@@ -200,7 +200,7 @@ def test_the_learning_rate_falls_by_half_a_cosine(in_process: Any) -> None:
 def test_a_site_that_lost_its_state_is_told_the_class_sums_again_and_no_one_else_is(in_process: Any) -> None:
     consortium = in_process(
         {**MEMBERS, "holly": "evaluate"},
-        memory={"anchor_dim": 4},
+        memory={"anchor_dim": 2},
         losses={"soft_labels": 1.0},
         rounds={"count": 2, "quorum": 2, "deadline_s": 5.0},
     )
