@@ -202,8 +202,7 @@ def _with_class_sums(
     if len(few):
         say(
             f"No soft labels: of class {int(few[0])} the sums hold fewer than {PATIENTS_PER_AXIS} patients' genomes "
-            "for each axis of the space (there are few, or the sites' contracts withhold them). Every patient keeps its "
-            "label."
+            "for each axis of the space: there are few, or the sites' contracts withhold them. Every label stays."
         )
         return state
     included = {f"{_INCLUDED}{site}": value for site, value in start.included.items()}
