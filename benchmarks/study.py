@@ -44,6 +44,7 @@ def figures_of(results: StudyResults) -> list[Figure]:
     return [
         *found,
         share,
+        Figure(f"study-{results.study}.code_versions", len(results.codes), "digests of the package, over all cells"),
         Figure(f"study-{results.study}.core_hours", round(results.seconds / 3600, 2), "h of one core"),
     ]
 

@@ -69,6 +69,10 @@ def markdown(results: StudyResults) -> str:
         "over seeds; a method's seeds count once all its folds have finished. Intervals (95%) resample sites, patients "
         "within site and class, and seeds.",
         "",
+        "Computed by the package of digest "
+        + ", ".join(f"{code[:12]} ({count} cells)" for code, count in sorted(results.codes.items()))
+        + ".",
+        "",
     ]
     for task, split in dict.fromkeys((row.task, row.split) for row in results.rows):
         parts += [f"## {task}, {_words(split)}", "", *_methods(results, task, split), ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All of it. ``matrix``: task -> trained at -> tested at -> mean AUROC of local models."""
+    """All of it. ``matrix``: task -> trained at -> tested at -> mean AUROC of local models.
+
+    ``codes``: finished cells by the digest of the package that computed them.
+    """
 
     study: str
     cells: int
@@ -82,6 +86,7 @@ class StudyResults:
     matrix: dict[str, dict[str, dict[str, float | None]]]
     verdicts: list[Verdict]
     privacy: list[PrivacyRow] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -183,6 +188,7 @@ def results_of(
         matrix={block.task: _matrix(plan, block.local) for block in blocks if block.local},
         verdicts=verdicts,
         privacy=privacy,
+        codes=dict(Counter(str(record.get("code", "not kept")) for record in records.values())),
     )
 
 

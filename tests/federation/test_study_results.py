@@ -162,7 +162,9 @@ def test_nothing_finished_is_no_result_and_no_error(plan: StudyPlan, tmp_path: P
     found = results_of(plan, cells, tmp_path, {}, ())
     assert (found.finished, found.rows, found.pairs, found.matrix) == (0, [], [], {})
     assert all(verdict.holds is None for verdict in found.verdicts)
-    assert [figure.figure for figure in figures_of(found)] == ["study-known.finished", "study-known.core_hours"]
+    assert [figure.figure for figure in figures_of(found)] == [
+        "study-known.finished", "study-known.code_versions", "study-known.core_hours",
+    ]  # fmt: skip
 
 
 def test_the_files_say_the_same(known: StudyResults, tmp_path: Path) -> None:
