@@ -1,4 +1,4 @@
-"""Differencing with a canary through the site's real release: what it proves of ε, beside three broken releases."""
+"""Differencing with a canary through the site's real release: what it proves of ε, beside four broken releases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from momkd_fl.federation.private_plan import slots_release
 from momkd_fl.federation.public_space import public_statistics
 from momkd_fl.privacy.accountant import joint_epsilon
 from momkd_fl.privacy.audit import Audit, audit
-from momkd_fl.privacy.mechanism import GRID_BITS, contribution
+from momkd_fl.privacy.mechanism import GRID_BITS, contribution, noisy_sum
 from momkd_fl.privacy.statistics import MemoryStatistics
 
 EPSILON, DELTA = 4.0, 1e-5
@@ -26,10 +26,18 @@ ONE_RELEASE = {"memory": {"slots": 1, "assignment": "hard", "genomics": False}}
 """Without genomics the slots' one release is the whole budget, so that the claim is of that message alone."""
 
 
-def attack(site: AuditedSite, target: Patient, runs: int, *, noise: float = 1.0, times: int = 1) -> Audit:
+SHARES = {**PRIVACY, "memory": "distributed", "noise_sites": 3}
+"""The same, each of three honest sites adding a share of the noise."""
+
+
+def attack(
+    site: AuditedSite, target: Patient, runs: int, *, noise: float = 1.0, times: int = 1, others_honest: int = 0
+) -> Audit:
     """Tell the target's presence from the site's releases; everybody else and the target's own vector are known.
 
     ``noise`` scales the noise, ``times`` adds the target so often, as one who forgot the mean over slides would.
+    ``others_honest``: further sites of the sum that keep their shares of noise to themselves (all patients there are
+    known).
     """
     others = site.patients()[:5]
     private, memory = site.work.private, site.memory
@@ -43,7 +51,10 @@ def attack(site: AuditedSite, target: Patient, runs: int, *, noise: float = 1.0,
     def score(patients: list[Patient]) -> float:
         site.keep(patients)
         found = site.work.statistics(memory)
-        return float(flat(found, release.count_weight) @ direction)
+        total = flat(found, release.count_weight)
+        for _ in range(others_honest):
+            total = total + flat(noisy_sum([], release), release.count_weight)
+        return float(total @ direction)
 
     present = np.array([score([*others, *[target] * times]) for _ in range(runs)])
     absent = np.array([score(others) for _ in range(runs)])
@@ -71,12 +82,17 @@ def figures(quick: bool) -> list[Figure]:
             "no_noise": attack(site, target, runs, noise=1e-3),
             "slides_added": attack(site, target, runs, times=3),
         }
+        summed = audited_site(Path(folder) / "shares", SHARES, **ONE_RELEASE, aggregation="secagg")
+        target = canary(summed)
+        shares = attack(summed, target, runs, others_honest=2)
+        found["all_others_join"] = attack(summed, target, runs)
     for name, one in found.items():
         print(f"{name}: by definition {one.epsilon:.2f}, as a Gaussian {one.epsilon_gaussian:.2f}", file=sys.stderr)
     honest = found.pop("as_it_is")
     return [
         Figure("audit.release.claim", round(claim, 4), "epsilon"),
         at_most("audit.release.epsilon_by_definition", round(honest.epsilon, 3), "epsilon, lower bound", claim),
+        at_most("audit.release.shares.epsilon", round(shares.epsilon_gaussian, 3), "epsilon, lower bound", claim),
         at_most("audit.release.epsilon", round(honest.epsilon_gaussian, 3), "epsilon, lower bound", claim),
         *(
             at_least(f"audit.release.control.{name}", round(one.epsilon_gaussian, 3), "epsilon, lower bound", claim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,13 @@ def privacy_options(parser: argparse.ArgumentParser) -> None:
         default=0.6,
         help="how alike a slot's patients are: norm of their mean embedding, between 0 and 1; an assumption",
     )
+    plan.add_argument(
+        "--noise-sites",
+        type=_count,
+        default=None,
+        help="each site adds a share of the noise, and so many honest ones make up the whole (privacy.memory: "
+        "distributed, with aggregation: secagg); default: each site adds all of it",
+    )
     weights = plan.add_argument_group("weights", "without these, weights leave without noise and the run's ε is ∞")
     weights.add_argument("--dpsgd-sigma", type=_above_zero, help="noise multiplier of DP-SGD")
     weights.add_argument("--dpsgd-rate", type=_share, help="probability of each patient to be in a step")
@@ -61,7 +69,8 @@ def run_privacy(args: argparse.Namespace) -> int:
     ------
     UserError
         ``plan-options`` where numbers are missing; ``plan-dpsgd`` for half a setting of DP-SGD;
-        ``privacy-plan-useless`` where noise would drown the memory.
+        ``plan-noise-sites`` where sites are too few for shares of noise; ``privacy-plan-useless`` where noise would
+        drown the memory.
     """
     from momkd_fl.privacy.accountant import GaussianReleases, epsilon_of_run, joint_epsilon, sigma_for
 
@@ -75,6 +84,7 @@ def run_privacy(args: argparse.Namespace) -> int:
             "plan-options",
             f"momkd privacy plan needs --{lacking[0]}, or --federation FILE for the run that a file describes. Add it.",
         )
+    _refuse_few_sites(args)
     sigma = sigma_for(args.epsilon, args.delta, args.releases)
     artefacts = _artefacts(args, sigma)
     release = _release(args, sigma)
@@ -96,12 +106,29 @@ def run_privacy(args: argparse.Namespace) -> int:
         "share_of_slots_released": released,
         "artefacts": {each.name: _charged(each) for each in artefacts},
     }
+    if args.noise_sites is not None:
+        own = GaussianReleases(sigma, args.releases, args.noise_sites).alone
+        local = _worth(args, replace(release, noise_sites=1), _shares(args)[0])
+        found |= {
+            "noise_sites": args.noise_sites,
+            "epsilon_alone": _finite(joint_epsilon([own], args.delta)),
+            "noise_to_signal_local": local.noise_to_signal,
+        }
     if args.json:
         print(json.dumps(found | {"epsilon_run": _finite(found["epsilon_run"])}))
     else:
         print("\n".join(_sentences(args, found)))
     _refuse_useless(args, common.cosine, released)
     return OK
+
+
+def _refuse_few_sites(args: argparse.Namespace) -> None:
+    if args.noise_sites is not None and not 2 <= args.noise_sites < args.sites:
+        raise UserError(
+            "plan-noise-sites",
+            f"--noise-sites is {args.noise_sites} and --sites is {args.sites}. Noise is divided among at least 2 "
+            "honest sites, and a sum is opened only over one site more. Give more --sites, or leave it out.",
+        )
 
 
 def _artefacts(args: argparse.Namespace, sigma: float) -> list[Artefact]:
@@ -117,7 +144,8 @@ def _artefacts(args: argparse.Namespace, sigma: float) -> list[Artefact]:
             "--no-weights. Give the three, or leave them out.",
         )
     steps = PoissonSteps(args.dpsgd_sigma, args.dpsgd_rate, args.dpsgd_steps) if private else None
-    found = [Artefact("memory sums and counts", True, GaussianReleases(sigma, args.releases))]
+    releases = GaussianReleases(sigma, args.releases, args.noise_sites or 1)
+    found = [Artefact("memory sums and counts", True, releases)]
     found += [] if args.no_weights else [Artefact("weights", True, steps)]
     return [*found, Artefact("slots at the start, from a public seed", False)]
 
@@ -126,7 +154,8 @@ def _release(args: argparse.Namespace, sigma: float) -> Release:
     from momkd_fl.privacy.mechanism import Release
 
     shape = (args.classes, args.slots, args.memory_dim)
-    return Release({str(part): shape for part in range(args.modalities * args.tasks)}, sigma)
+    parts = {str(part): shape for part in range(args.modalities * args.tasks)}
+    return Release(parts, sigma, noise_sites=args.noise_sites or 1)
 
 
 def _shares(args: argparse.Namespace) -> tuple[float, float]:
@@ -164,6 +193,14 @@ def _sentences(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
             f"In the rarest class: cosine {found['cosine_rare_class']:.2f}, noise "
             f"{found['noise_to_signal_rare_class']:.2f} of the signal."
         )
+    if args.noise_sites is not None:
+        alone = found["epsilon_alone"]
+        lines.append(
+            f"Each site adds a share of the noise. ε is CONDITIONAL on at least {args.noise_sites} honest sites in "
+            f"every sum; if all others join against one site, its patients' ε is "
+            f"{'∞' if alone is None else format(alone, '.1f')}. With local noise, which depends on nobody, noise would "
+            f"be {found['noise_to_signal_local']:.2f} of the signal."
+        )
     lines += [f"- {name}: {charge}" for name, charge in found["artefacts"].items()]
     if math.isinf(found["epsilon_run"]):
         return [
@@ -181,7 +218,9 @@ def _sentences(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
 def _charged(artefact: Artefact) -> str:
     if not artefact.depends_on_data:
         return "public"
-    return "without noise" if artefact.charge is None else "charged"
+    if artefact.charge is None:
+        return "without noise"
+    return "charged, conditionally" if getattr(artefact.charge, "noise_sites", 1) > 1 else "charged"
 
 
 def _refuse_useless(args: argparse.Namespace, cosine: float, released: float) -> None:

@@ -13,6 +13,11 @@ from momkd_fl.federation.artefacts import account, sentences, spoken
 from momkd_fl.federation.private_plan import expected_worth, must_be_useful, private_plan
 
 
+def finite(value: float | None) -> float | None:
+    """JSON has no infinity: None."""
+    return None if value is None or math.isinf(value) else value
+
+
 def plan_of_run(file: Path, *, as_json: bool) -> int:
     """Print the account of a run as its file describes it.
 
@@ -26,9 +31,11 @@ def plan_of_run(file: Path, *, as_json: bool) -> int:
     if as_json:
         accounts = {role: account(config, role) for role in ("train", "evaluate")}
         found = {
-            "epsilon": {role: None if math.isinf(one.epsilon) else one.epsilon for role, one in accounts.items()},
+            "epsilon": {role: finite(one.epsilon) for role, one in accounts.items()},
             "memory_epsilon": accounts["train"].memory_epsilon,
             "conditional": accounts["train"].conditional,
+            "noise_sites": accounts["train"].noise_sites,
+            "alone_epsilon": finite(accounts["train"].alone_epsilon),
             "sigma": plan.sigma,
             "dpsgd_sigma": plan.steps.sigma if plan.steps else None,
             "releases": dict(plan.releases),

@@ -47,6 +47,11 @@ class PrivacyRequired(Strict):
 
     memory: bool = Field(False, description="Sums and counts of the memory leave only with noise.")
     weights: bool = Field(False, description="Differences of weights leave only after private training (DP-SGD).")
+    noise: Literal["local", "distributed"] = Field(
+        "local",
+        description="'local': noise is enough by itself, whatever others do. 'distributed': a share of it may do, in a "
+        "secure sum; its ε holds only if enough of the other sites are honest.",
+    )
 
 
 class SmallNumbers(Strict):

@@ -56,6 +56,14 @@ def _noise(policy: Policy) -> Iterator[str]:
             yield f"The {what} leave only with noise of differential privacy, added at this site."
         else:
             yield f"The {what} may leave WITHOUT noise: their ε is then infinite, whatever the budget says."
+    if policy.dp_required.noise == "local":
+        yield "Noise must be enough by itself: a mere share of it, to be completed by other sites', is refused."
+    else:
+        yield (
+            "Noise may be a SHARE of what is needed, within a secure sum. Its ε, as the budget counts it, then holds "
+            "only if as many sites as the run names (privacy.noise_sites, this one among them) are honest; if all "
+            "others join against this site, its own share alone protects its patients, and their ε is larger."
+        )
 
 
 def _summed(policy: Policy) -> Iterator[str]:

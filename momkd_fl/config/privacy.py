@@ -16,8 +16,18 @@ if TYPE_CHECKING:
 class Privacy(Strict):
     """What leaves a site with noise, and what does not leave (docs/privacy.md); public, told to the sites."""
 
-    memory: Literal["none", "local"] = Field(
-        "none", description="'local': sums for the memory leave with noise that the site adds itself."
+    memory: Literal["none", "local", "distributed"] = Field(
+        "none",
+        description="'local': sums for the memory leave with noise that the site adds itself, enough by itself. "
+        "'distributed', with aggregation 'secagg' only: each site adds a share, the sum carries the whole, and ε is "
+        "conditional on noise_sites honest sites.",
+    )
+    noise_sites: int = Field(
+        3,
+        ge=2,
+        le=49,
+        description="memory 'distributed': honest sites whose shares make up the whole noise. No sum is opened over "
+        "fewer than one more: who reads it may know its own share.",
     )
     weights: Literal["none", "dpsgd"] = Field(
         "none", description="'dpsgd': weights are trained with noise, one example a patient."
@@ -64,9 +74,19 @@ class Privacy(Strict):
     gene_sd: float = Field(1.5, gt=0, description="A public standard deviation, the same for all genes.")
 
     @property
+    def memory_noisy(self) -> bool:
+        """Whether the memory's sums leave with noise, the site's own or a share of it."""
+        return self.memory != "none"
+
+    @property
+    def noise_shares(self) -> int:
+        """Sites that the whole noise of a sum is divided among; 1: each adds all of it."""
+        return self.noise_sites if self.memory == "distributed" else 1
+
+    @property
     def noisy(self) -> bool:
         """Whether anything leaves with noise."""
-        return self.memory == "local" or self.weights == "dpsgd"
+        return self.memory_noisy or self.weights == "dpsgd"
 
     @property
     def active(self) -> bool:
@@ -82,7 +102,7 @@ class Privacy(Strict):
     def _budget(self) -> Privacy:
         if self.noisy and self.epsilon is None:
             raise ValueError("privacy.epsilon is missing; give the ε that all noisy releases of a site may spend")
-        both = self.memory == "local" and self.weights == "dpsgd"
+        both = self.memory_noisy and self.weights == "dpsgd"
         if self.memory_epsilon is not None and self.epsilon is not None:
             if not both:
                 raise ValueError("privacy.memory_epsilon divides ε between memory and weights; here only one has noise")
@@ -111,7 +131,13 @@ def breaks_privacy(config: FederationConfig) -> Iterator[tuple[bool, str]]:
             config.genes.panel == "learnt",
             "genes.panel: learnt sends exact sums over labels; name a panel, or use 'shared'",
         )
-    if privacy.memory == "local" or privacy.share == "memory":
+    if privacy.memory == "distributed":
+        yield (
+            config.aggregation.kind != "secagg",
+            "privacy.memory: distributed needs aggregation: secagg; in any other a site's share of noise is all that "
+            "hides it. Use secagg, or privacy.memory: local",
+        )
+    if privacy.memory_noisy or privacy.share == "memory":
         yield (
             memory.mode not in ("anchors", "momentum") or config.model.architecture != "momkd",
             "privacy of the memory needs model.architecture: momkd and memory.mode 'anchors' or 'momentum'",

@@ -151,6 +151,13 @@ def protected(results: Results) -> list[str]:
         said.append(f"The memory's releases alone cost ε = {given.memory_epsilon:.3g} {at}, {kind}.")
         if given.memory_conditional and given.anchors_epsilon is not None:
             said.append(f"Its genomic anchors cost ε = {given.anchors_epsilon:.3g}, whatever the weights were.")
+    if given.noise_sites is not None:
+        alone = "is unbounded" if given.alone_epsilon is None else f"is {given.alone_epsilon:.3g}"
+        said.append(
+            f"These ε hold only if at least {given.noise_sites} sites of every sum were honest: each added a share of "
+            "the noise inside secure aggregation. If all other sites join against one, the ε of what the memory told "
+            f"of its patients {alone}."
+        )
     if given.memory_epsilon is not None:
         for name, share in given.slots_released.items():
             said.append(f"Of the memory's {name}, {share:.0%} were ever moved by a release; the others stayed public.")

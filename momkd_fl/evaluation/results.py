@@ -290,7 +290,9 @@ class Protection:
     ``epsilon`` by site, of all that left it; None: no bound is claimed. ``memory_epsilon`` of a training site's
     releases of the memory, ``memory_conditional``: it holds only given the weights. ``slots_released``: share of slots
     and of anchors that any release ever moved, to be read beside the AUROC, since a memory that never moves is private
-    and useless. ``artefacts`` by role: what left, and how (public; with noise, charged; without noise).
+    and useless. ``noise_sites``: honest sites on which these ε are conditional, where each adds a share of the noise;
+    ``alone_epsilon``: of the memory, with one site's own share only. ``artefacts`` by role: what left, and how
+    (public; with noise, charged; without noise).
     """
 
     __pydantic_config__ = _CLOSED
@@ -301,6 +303,8 @@ class Protection:
     memory_epsilon: Number | None = None
     anchors_epsilon: Number | None = None
     memory_conditional: bool = False
+    noise_sites: Whole | None = None
+    alone_epsilon: Number | None = None
     slots_released: dict[str, Share] = field(default_factory=dict)
     artefacts: dict[str, dict[str, str]] = field(default_factory=dict)
 

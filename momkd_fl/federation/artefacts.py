@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.federation.private_plan import PrivatePlan, private_plan
-from momkd_fl.privacy.accountant import Artefact, epsilon_of_run, joint_epsilon, uncharged
+from momkd_fl.privacy.accountant import Artefact, GaussianReleases, epsilon_of_run, joint_epsilon, uncharged
 
 Role = Literal["train", "evaluate"]
 
@@ -49,6 +49,8 @@ class Account:
     epsilon : of all artefacts together; infinite if one is uncharged
     memory_epsilon : of the memory's releases alone, None where they carry no noise
     conditional : whether that holds only given the weights, which leave without noise
+    noise_sites : honest sites on which every ε of the memory is conditional; None where each site adds all noise
+    alone_epsilon : of the memory where all other sites join against this one, and its own share is all there is
     """
 
     artefacts: tuple[Artefact, ...]
@@ -56,6 +58,8 @@ class Account:
     memory_epsilon: float | None
     anchors_epsilon: float | None
     conditional: bool
+    noise_sites: int | None = None
+    alone_epsilon: float | None = None
 
     @property
     def uncharged(self) -> list[Artefact]:
@@ -76,6 +80,8 @@ def account(config: FederationConfig, role: Role = "train") -> Account:
         joint_epsilon(memory, delta) if memory else None,
         joint_epsilon(fixed, delta) if memory and fixed else None,
         weights_leave and "slots" in plan.releases,
+        plan.noise_sites if memory and plan.noise_sites > 1 else None,
+        joint_epsilon([each.alone for each in memory], delta) if memory and plan.noise_sites > 1 else None,
     )
 
 
@@ -84,6 +90,8 @@ def spoken(artefact: Artefact, config: FederationConfig) -> str:
     if not artefact.depends_on_data:
         return "public"
     how = "without noise" if artefact.charge is None else "with noise, charged"
+    if isinstance(artefact.charge, GaussianReleases) and artefact.charge.noise_sites > 1:
+        how = f"with a share of noise, charged on the condition of {artefact.charge.noise_sites} honest sites"
     if config.aggregation.kind != "secagg":
         return how
     return f"{how}, in the clear" if artefact.name == HOLDERS else f"{how}, summed over sites"
@@ -103,9 +111,10 @@ def sentences(config: FederationConfig) -> list[str]:
 
 
 def _headline(found: Account, delta: float) -> str:
-    at = f"at δ = {delta:g}"
+    at, condition = f"at δ = {delta:g}", _condition(found)
     if not math.isinf(found.epsilon):
-        return f"All of it together: ε = {found.epsilon:.3f} {at}. Times of messages and error codes are not counted."
+        told = f"All of it together: ε = {found.epsilon:.3f} {at}. Times of messages and error codes are not counted."
+        return told + condition
     names = ", ".join(each.name for each in found.uncharged)
     said = f"All of it together: ε is ∞, because these depend on patients and carry no noise: {names}."
     if found.memory_epsilon is not None:
@@ -113,7 +122,22 @@ def _headline(found: Account, delta: float) -> str:
         said += f" The memory alone: ε = {found.memory_epsilon:.3f} {at}, {kind}."
     if found.anchors_epsilon is not None and found.conditional:
         said += f" Its genomic anchors alone: ε = {found.anchors_epsilon:.3f}, whatever the weights."
-    return said
+    return said + condition
+
+
+def _condition(found: Account) -> str:
+    """What an ε of noise in shares hangs on, and what is left without it."""
+    if found.noise_sites is None or found.alone_epsilon is None:
+        return ""
+    return (
+        f" CONDITIONAL on at least {found.noise_sites} honest sites in every sum (this one among them), each of which "
+        f"adds its share of the noise and keeps it to itself, and on secure aggregation. If all others join against "
+        f"one site, its own share alone bounds what the memory tells of its patients: {_about(found.alone_epsilon)}."
+    )
+
+
+def _about(epsilon: float) -> str:
+    return "ε is ∞" if math.isinf(epsilon) else f"ε = {epsilon:.1f}"
 
 
 def _training(config: FederationConfig, plan: PrivatePlan) -> list[Artefact]:
@@ -123,7 +147,7 @@ def _training(config: FederationConfig, plan: PrivatePlan) -> list[Artefact]:
         Artefact(SOURCES["plan"], False),
         Artefact(SOURCES["select"], config.genes.panel == "learnt"),
     ]
-    noisy = privacy.memory == "local"
+    noisy = privacy.memory_noisy
     if memory.genomics and noisy:
         means = plan.releases.get("means")
         found.append(Artefact("scale of the genes", means is not None, plan.charge("means", means) if means else None))

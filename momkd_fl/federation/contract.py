@@ -145,13 +145,15 @@ def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *
     ------
     UserError
         As :func:`refuse_question`; ``contract-bytes``, ``contract-tensor``, ``contract-numbers``, ``contract-shape``,
-        ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``, ``contract-summed``.
+        ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``, ``contract-dp-noise``,
+        ``contract-summed``.
     """
     kind = outgoing.kind
     rule = refuse_question(policy, kind, outgoing.run, sent, today)
-    _refuse_tensors(kind, rule, outgoing.arrays)
+    _refuse_tensors(kind, rule, outgoing.arrays, summed=summed)
     _refuse_size(kind, rule, outgoing)
     _refuse_without_noise(policy, outgoing)
+    _refuse_shared_noise(policy, outgoing, summed=summed)
     if policy.summed.required and not summed and _of_patients(outgoing):
         raise UserError(
             "contract-summed",
@@ -176,7 +178,8 @@ def _refuse_size(kind: str, rule: MessageRule, outgoing: Outgoing) -> None:
         )
 
 
-def _refuse_tensors(kind: str, rule: MessageRule, arrays: Arrays) -> None:
+def _refuse_tensors(kind: str, rule: MessageRule, arrays: Arrays, *, summed: bool) -> None:
+    """In a sum float64 may stand for float32: it is masked as a whole number of 64 bits in either case."""
     for group, members in arrays.items():
         for member, value in members.items():
             name = f"{group}.{member}"
@@ -188,7 +191,8 @@ def _refuse_tensors(kind: str, rule: MessageRule, arrays: Arrays) -> None:
                     f"A '{kind}' message holds the tensor '{name}', which the contract does not name ({where}). "
                     "Nothing was sent.",
                 )
-            if str(value.dtype) != allowed.dtype:
+            dtypes = (allowed.dtype, "float64") if summed and allowed.dtype == "float32" else (allowed.dtype,)
+            if str(value.dtype) not in dtypes:
                 raise UserError(
                     "contract-dtype", f"{where}: is {value.dtype}, the contract says {allowed.dtype}. Nothing was sent."
                 )
@@ -227,7 +231,8 @@ def _refuse_without_noise(policy: Policy, outgoing: Outgoing) -> None:
         raise UserError(
             "contract-dp-memory",
             f"A '{outgoing.kind}' message holds sums of the memory without noise, and the contract asks for noise "
-            "(dp_required.memory). Nothing was sent. The federation's 'privacy.memory' must be 'local'.",
+            "(dp_required.memory). Nothing was sent. The federation's 'privacy.memory' must be 'local' (or "
+            "'distributed', where the contract allows that).",
         )
     private = any(isinstance(charge, PoissonSteps) for charge in outgoing.charges)
     if required.weights and outgoing.arrays.get("update") and not private:
@@ -235,6 +240,26 @@ def _refuse_without_noise(policy: Policy, outgoing: Outgoing) -> None:
             "contract-dp-weights",
             f"A '{outgoing.kind}' message holds weights trained without DP-SGD, and the contract asks for it "
             "(dp_required.weights). Nothing was sent. The federation's 'privacy.weights' must be 'dpsgd'.",
+        )
+
+
+def _refuse_shared_noise(policy: Policy, outgoing: Outgoing, *, summed: bool) -> None:
+    """A share of noise, to be completed by other sites', goes into a sum, and only where the contract allows it."""
+    shares = max((each.noise_sites for each in outgoing.charges if isinstance(each, GaussianReleases)), default=1)
+    if shares == 1:
+        return
+    if policy.dp_required.noise == "local":
+        raise UserError(
+            "contract-dp-noise",
+            f"A '{outgoing.kind}' message holds a share of the noise that {shares} sites make together, and the "
+            "contract wants noise that is enough by itself (dp_required.noise). Nothing was sent. The federation's "
+            "'privacy.memory' must be 'local'.",
+        )
+    if not summed and outgoing.kind not in {kind.name for kind in SUM_STEPS}:
+        raise UserError(
+            "contract-dp-noise",
+            f"A '{outgoing.kind}' message holds a share of the noise that {shares} sites make together, and would "
+            "leave by itself. Nothing was sent. The federation's 'aggregation' must be 'secagg'.",
         )
 
 

@@ -71,7 +71,10 @@ def dry_run(site: SiteConfig, federation: FederationConfig, out: Path, say: Say)
         say("This run's answers go into secure sums; what is written is what goes into them, before it is masked.")
         policy = policy.model_copy(update={"summed": Summed()})
     plain = Aggregation()  # a sum has three sites, and a dry run one
-    changes = {"members": {site.site: Member(role=site.role)}, "name": named, "aggregation": plain}
+    changes: dict[str, Any] = {"members": {site.site: Member(role=site.role)}, "name": named, "aggregation": plain}
+    if federation.privacy.noise_shares > 1:
+        say("In this run the site adds a share of the noise; what is written carries the whole of it.")
+        changes["privacy"] = federation.privacy.model_copy(update={"memory": "local"})
     alone = federation.model_copy(update=changes)
     with tempfile.TemporaryDirectory(prefix="momkd-dry-run-") as scratch:
         trial = site.model_copy(update={"state_dir": Path(scratch)})

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from flwr.app import Message
 
-from momkd_fl.config.policy import ANY, Policy, SmallNumbers
+from momkd_fl.config.policy import ANY, Policy, PrivacyRequired, SmallNumbers
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
@@ -282,4 +282,4 @@ def simulation_gate(site: str, watch: Watch | None = None) -> Gate:
         numbers_max=_UNBOUNDED,
         small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),
     )
-    return Gate(policy, None, watch)
+    return Gate(policy.model_copy(update={"dp_required": PrivacyRequired(noise="distributed")}), None, watch)

@@ -169,7 +169,7 @@ def class_sums_for(site: str, space: Mapping[str, NDArray[np.float32]]) -> dict[
 def initialise(state: ServerState, start: Start, say: Callable[[str], None]) -> ServerState:
     """The memory and the genomic space of round 0, by sums over the sites."""
     memory, genes = start.config.memory, len(state.panel)
-    private = start.config.privacy.memory == "local"
+    private = start.config.privacy.memory_noisy
     if genes and start.genomic:
         say(f"Scaling {genes} genes and placing the genomic space, by sums over {len(start.genomic)} sites.")
         space = public_space(start, state.panel) if private else genomic_space(start, genes)

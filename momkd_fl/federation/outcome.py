@@ -213,11 +213,13 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
     return Protection(
         "mutual_tls" if origin == "federation" else "in_process",
         config.aggregation.kind,
-        {site: None if math.isinf(epsilon) else epsilon for site, epsilon in costs.items()},
+        {site: _finite(epsilon) for site, epsilon in costs.items()},
         delta=config.privacy.delta if config.privacy.noisy else None,
         memory_epsilon=trained.memory_epsilon,
         anchors_epsilon=trained.anchors_epsilon,
         memory_conditional=trained.conditional,
+        noise_sites=trained.noise_sites,
+        alone_epsilon=_finite(trained.alone_epsilon),
         slots_released={
             name: float(np.mean(moved))
             for name, moved in outcome.state.released.items()
@@ -227,6 +229,10 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
             role: {each.name: spoken(each, config) for each in found.artefacts} for role, found in accounts.items()
         },
     )
+
+
+def _finite(epsilon: float | None) -> float | None:
+    return None if epsilon is None or math.isinf(epsilon) else epsilon
 
 
 def _provenance(config: FederationConfig, outcome: Outcome) -> Provenance:

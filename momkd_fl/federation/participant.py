@@ -184,8 +184,9 @@ class Participant:
             self._keep_space(work, dict(space))
             return InitialiseReply(), {}
         patients = work.cohort.labelled("train")
-        if work.config.privacy.memory == "local":
-            return InitialiseReply(), {"statistics": self._private_start(work, step, request).to_arrays()}
+        if work.config.privacy.memory_noisy:
+            noisy = self._private_start(work, step, request)
+            return InitialiseReply(), {"statistics": noisy.to_arrays(work.private.dtype)}
         if step == "slots":
             sums = work.statistics(work.receive(request.arrays))
             kept = MemoryStatistics(
@@ -224,7 +225,7 @@ class Participant:
         if released_in(work.config, request.round):
             sums = _timed(seconds, "statistics", lambda: work.statistics(memory))
         report = _timed(seconds, "train", lambda: work.train(memory, seed, request.body))
-        arrays = {"statistics": sums.to_arrays()}
+        arrays = {"statistics": sums.to_arrays(work.private.dtype)}
         if work.config.privacy.share == "memory":
             weights = get_weights(work.model, work.layout)
             save_student(self.state_dir, request.run, request.round, weights, self.vault)

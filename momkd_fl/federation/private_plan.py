@@ -7,13 +7,14 @@ another noise than the one that its own copy of the configuration gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.federation.noise_shares import must_add_up
 from momkd_fl.privacy.accountant import Charge, GaussianReleases, PoissonSteps, joint_epsilon, sigma_for
 from momkd_fl.privacy.dpsgd import Steps
 from momkd_fl.privacy.mechanism import PUBLICATION_DEVIATIONS, USEFUL_COSINE, USEFUL_SHARE, Release, Worth, worth
@@ -36,17 +37,19 @@ class PrivatePlan:
     sigma : noise multiplier of each of these releases
     steps : how weights are trained, None without DP-SGD
     steps_count : steps in the whole run
+    noise_sites : honest sites whose shares make up the noise of a release; 1: every site adds all of it
     """
 
     releases: Mapping[Part, int]
     sigma: float | None
     steps: Steps | None
     steps_count: int
+    noise_sites: int = 1
 
     def charge(self, part: Part, releases: int = 1) -> GaussianReleases:
         """What ``releases`` of a part cost."""
         assert self.sigma is not None
-        return GaussianReleases(self.sigma, releases)
+        return GaussianReleases(self.sigma, releases, self.noise_sites)
 
     @property
     def charges(self) -> list[Charge]:
@@ -56,7 +59,13 @@ class PrivatePlan:
 
 
 def private_plan(config: FederationConfig) -> PrivatePlan:
-    """The plan: σ is the smallest with which everything planned stays at or under ``privacy.epsilon`` together."""
+    """The plan: σ is the smallest with which everything planned stays at or under ``privacy.epsilon`` together.
+
+    Raises
+    ------
+    UserError
+        As :func:`~momkd_fl.federation.noise_shares.must_add_up`.
+    """
     privacy = config.privacy
     releases = _releases(config)
     both = bool(releases) and privacy.weights == "dpsgd"
@@ -65,13 +74,15 @@ def private_plan(config: FederationConfig) -> PrivatePlan:
     if releases:
         own = (privacy.memory_epsilon or epsilon / 2) if both else epsilon
         sigma = sigma_for(own, privacy.delta, sum(releases.values()))
+        if privacy.noise_shares > 1:
+            must_add_up(config, [*_releases_of(config, releases, sigma)])
     steps = None
     if privacy.weights == "dpsgd" and privacy.steps is not None:
         spent = (sigma, sum(releases.values())) if sigma is not None else None
         noise = dpsgd_sigma(epsilon, privacy.delta, privacy.sampling_rate, privacy.steps, spent)
         expected = privacy.sampling_rate * privacy.site_patients
         steps = Steps(noise, privacy.sampling_rate, privacy.gradient_clip, expected)
-    return PrivatePlan(releases, sigma, steps, privacy.steps or 0)
+    return PrivatePlan(releases, sigma, steps, privacy.steps or 0, privacy.noise_shares)
 
 
 @lru_cache(maxsize=64)
@@ -92,10 +103,14 @@ def dpsgd_sigma(epsilon: float, delta: float, rate: float, steps: int, spent: tu
 
 
 def slots_release(config: FederationConfig, sigma: float, *, genomic: bool) -> Release:
-    """What a site releases of its slots: histology, and its genomics where it has any."""
+    """What a site releases of its slots: histology, and its genomics where it has any.
+
+    A share of noise is one of what a patient with both needs: the shares of sites without genomics hide it too.
+    """
     shape = (config.classes, config.memory.slots, config.model.memory_dim)
     modalities = ["histology", *(["genomics"] if genomic else [])]
-    return _release(config, dict.fromkeys(modalities, shape), sigma)
+    others_genomic = config.memory.genomics and config.privacy.share == "all"
+    return _release(config, dict.fromkeys(modalities, shape), sigma, joint_parts=2 if others_genomic else 1)
 
 
 def anchors_release(config: FederationConfig, sigma: float, dim: int) -> Release:
@@ -111,7 +126,7 @@ def means_release(config: FederationConfig, sigma: float, genes: int) -> Release
 def released_in(config: FederationConfig, round: int) -> bool:
     """Whether the slots' sums leave in ``round`` (1 is the first)."""
     privacy = config.privacy
-    if privacy.memory != "local":
+    if not privacy.memory_noisy:
         return True
     if config.memory.source == "random":
         return False
@@ -154,11 +169,19 @@ def must_be_useful(config: FederationConfig) -> None:
     Raises
     ------
     UserError
-        ``privacy-plan-useless`` with the number; ``privacy-site-small``; ``privacy-rounds`` where releases or steps do
+        ``noise-shares-sites``; ``privacy-plan-useless`` with the number; ``privacy-site-small``; ``privacy-rounds``
+        where releases or steps do
         not fit the rounds.
     """
     privacy, rounds = config.privacy, config.rounds.count
-    if privacy.memory == "local" and (privacy.releases - 1) * privacy.release_every >= rounds:
+    training = sum(member.role == "train" for member in config.members.values())
+    if privacy.noise_shares > 1 and training <= privacy.noise_sites:
+        raise UserError(
+            "noise-shares-sites",
+            f"privacy.noise_sites is {privacy.noise_sites}, and a sum is opened only over one site more, but "
+            f"{training} members train. Lower it (2 is the least), or use privacy.memory: local.",
+        )
+    if privacy.memory_noisy and (privacy.releases - 1) * privacy.release_every >= rounds:
         raise UserError(
             "privacy-rounds",
             f"privacy.releases is {privacy.releases}, one every {privacy.release_every} round(s), but rounds.count is "
@@ -188,7 +211,7 @@ def must_be_useful(config: FederationConfig) -> None:
 
 
 def _releases(config: FederationConfig) -> dict[Part, int]:
-    if config.privacy.memory != "local":
+    if not config.privacy.memory_noisy:
         return {}
     memory, found = config.memory, dict[Part, int]()
     if memory.genomics:
@@ -201,5 +224,20 @@ def _releases(config: FederationConfig) -> dict[Part, int]:
     return found
 
 
-def _release(config: FederationConfig, parts: Mapping[str, tuple[int, int, int]], sigma: float) -> Release:
-    return Release(parts, sigma, config.privacy.embedding_clip, config.privacy.count_weight)
+def _releases_of(config: FederationConfig, planned: Mapping[Part, int], sigma: float) -> Iterator[Release]:
+    """One release of each planned part, of the least size and noise that a site may add."""
+    if "means" in planned:
+        yield means_release(config, sigma, 1)
+    if "anchors" in planned:
+        yield anchors_release(config, sigma, config.memory.anchor_dim)
+    if "slots" in planned:
+        yield slots_release(config, sigma, genomic=False)
+
+
+def _release(
+    config: FederationConfig, parts: Mapping[str, tuple[int, int, int]], sigma: float, *, joint_parts: int = 1
+) -> Release:
+    privacy = config.privacy
+    shares = privacy.noise_shares
+    together = joint_parts if shares > 1 else 0
+    return Release(parts, sigma, privacy.embedding_clip, privacy.count_weight, shares, together)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +133,11 @@ class PrivateSite:
         """Charge ``steps`` of DP-SGD, where there is any."""
         if self.plan.steps is not None:
             self.charges.append(self.plan.steps.charge(steps))
+
+    @property
+    def dtype(self) -> type[np.floating[Any]]:
+        """Of what leaves: a share of noise stays exact, since a sum of rounded shares is not the rounded sum."""
+        return np.float64 if self.plan.noise_sites > 1 else np.float32
 
     @property
     def _sigma(self) -> float:

@@ -186,7 +186,7 @@ def least_sites(config: FederationConfig) -> int:
     """Fewest training sites with which a round begins."""
     if config.aggregation.kind != "secagg":
         return config.rounds.quorum
-    return max(config.rounds.quorum, HOLDERS_MIN, config.aggregation.threshold or 0)
+    return max(config.rounds.quorum, HOLDERS_MIN, config.privacy.noise_shares + 1, config.aggregation.threshold or 0)
 
 
 def exhausted(state: ServerState, patience: int | None) -> bool:

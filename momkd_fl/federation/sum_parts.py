@@ -23,7 +23,7 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import Arrays, Body, EvaluateReply, TrainReply
 from momkd_fl.secagg.encoding import Encoding
-from momkd_fl.secagg.manifest import SITES_COMPLETE_MAX, Segment
+from momkd_fl.secagg.manifest import HOLDERS_MIN, SITES_COMPLETE_MAX, Segment
 
 Flat = dict[str, NDArray[Any]]
 
@@ -93,6 +93,15 @@ def encoding(config: FederationConfig, limit: float, weight_max: float = 1.0) ->
     return Encoding(0, limit, weight_max)
 
 
+def sites_min(config: FederationConfig, parts: Iterable[Part]) -> int:
+    """Fewest sites in a sum of these parts: where each adds a share of the noise, one more than makes up the whole.
+
+    One more, since whoever reads the sum may be a site that takes its own share off it.
+    """
+    shared = config.privacy.noise_shares > 1 and any(part.source.startswith("statistics.") for part in parts)
+    return max(HOLDERS_MIN, config.privacy.noise_shares + 1) if shared else HOLDERS_MIN
+
+
 def update_bound(config: FederationConfig) -> float:
     """Largest norm of the weight difference that goes into a sum."""
     own = config.aggregation.clip_norm
@@ -122,7 +131,7 @@ def train_parts(
         for branch, shape in shapes["update"].items()
     ]
     if released:
-        exact = config.privacy.memory == "none"
+        exact = not config.privacy.memory_noisy
         parts += _by_class(config, shapes["statistics"], exact=exact)
     if config.privacy.measured:
         parts += _measured(config, "validation")
@@ -134,7 +143,7 @@ def train_parts(
 def start_parts(config: FederationConfig, step: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
     """Of an ``initialise`` answer, from the shapes that the step's sums have."""
     if step in ("anchors", "slots"):
-        return list(_by_class(config, shapes, exact=config.privacy.memory == "none"))
+        return list(_by_class(config, shapes, exact=not config.privacy.memory_noisy))
     return [
         Part(f"statistics.{name}", tuple(shape), encoding(config, GENES_LIMIT), gate=GENOMICS)
         for name, shape in shapes.items()
@@ -253,7 +262,7 @@ def start_shapes(
     config: FederationConfig, step: str, genes: int, memory: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one step's sums at the start; ``memory``: the anchors or slots as they are now."""
-    if step == "scaling" and config.privacy.memory == "local":
+    if step == "scaling" and config.privacy.memory_noisy:
         return {"sums.means": (1, 1, genes), "counts.means": (1, 1)}
     if step == "scaling":
         return {"n": (1,), "sum": (genes,), "sum_sq": (genes,)}

@@ -60,6 +60,7 @@ from momkd_fl.federation.sum_parts import (
     flat_answer,
     question_digest,
     select_parts,
+    sites_min,
     start_parts,
     start_shapes,
     train_parts,
@@ -274,6 +275,7 @@ class SumSite:
             last_round=self._numbers.last(run),
             holds=frozenset(part.name for part in parts if part.gate in own),
             gated=frozenset(part.name for part in parts if part.gate is not None),
+            sites_min=sites_min(config, parts),
         ), manifest
 
     def _holdings(self, config: FederationConfig) -> frozenset[str]:

@@ -30,7 +30,7 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_numbers import SumNumbers
-from momkd_fl.federation.sum_parts import Flat, Part, assembled, question_digest
+from momkd_fl.federation.sum_parts import Flat, Part, assembled, question_digest, sites_min
 from momkd_fl.federation.watch import Watch
 from momkd_fl.secagg import aggregator
 from momkd_fl.secagg.aggregator import Collecting, Outgoing
@@ -114,7 +114,7 @@ class SecureSums:
             ``sum-too-few-sites``, ``sum-not-listed``.
         """
         attempt = Attempt(dict.fromkeys(sorted(sites), "missing"))
-        if len(sites) < HOLDERS_MIN:
+        if len(sites) < sites_min(self._config, parts):
             return attempt
         join = Join.model_validate(
             {
@@ -135,7 +135,7 @@ class SecureSums:
             ) from None
         found = self._steps(state, out, join, arrays, attempt, run=run, round=round)
         if found is not None:
-            self._tell_withheld(found)
+            self._tell_withheld(found, sites_min(self._config, parts))
             values = assembled(parts, found.values, self._config.classes)
             attempt.total = Total(found.survivors, values, found.withheld)
             for site in attempt.states:
@@ -163,11 +163,12 @@ class SecureSums:
         UserError
             ``sum-failed``.
         """
-        if len(sites) < HOLDERS_MIN:
+        least = sites_min(self._config, parts)
+        if len(sites) < least:
             raise UserError(
                 "sum-failed",
                 f"{what}: only {len(sites)} sites take part, and with aggregation 'secagg' nothing is known of fewer "
-                f"than {HOLDERS_MIN}. With fewer genomic sites set memory.genomics: false, or agree on 'plain'.",
+                f"than {least}. With fewer genomic sites set memory.genomics: false, or agree on 'plain'.",
             )
         lost: dict[str, str] = {}
         for _ in range(ATTEMPTS):
@@ -193,13 +194,13 @@ class SecureSums:
     ) -> Manifest:
         """The next sum's manifest, its number on disk; without the parts that fewer than three sites hold."""
         participants = tuple(sorted(sites))
-        segments = []
+        segments, least = [], sites_min(self._config, parts)
         for part in parts:
             holders = None
             if part.gate is not None:
                 holders = tuple(site for site in participants if part.gate in members[site]["holds"])
-                if len(holders) < HOLDERS_MIN:
-                    self._tell(part.gate, len(holders))
+                if len(holders) < least:
+                    self._tell(part.gate, len(holders), least)
                     continue
             segments.append(part.segment(holders))
         number = self._numbers.last(run) + 1
@@ -260,19 +261,19 @@ class SecureSums:
             attempt.states[site] = "refused:sum-refused"
         return state
 
-    def _tell_withheld(self, found: Sum) -> None:
+    def _tell_withheld(self, found: Sum, least: int) -> None:
         for name in found.withheld:
             self._watch.say(
-                f"'{name}' was withheld: fewer than {HOLDERS_MIN} of its holders stayed.", "sum_withheld",
+                f"'{name}' was withheld: fewer than {least} of its holders stayed.", "sum_withheld",
                 level="warning",
             )  # fmt: skip
 
-    def _tell(self, gate: str, holders: int) -> None:
+    def _tell(self, gate: str, holders: int, least: int) -> None:
         """Once a run for each gate."""
         if gate not in self._said:
             self._said.add(gate)
             self._watch.say(
-                f"Sums of '{gate}' are left out: {holders} sites have them, at least {HOLDERS_MIN} must.",
+                f"Sums of '{gate}' are left out: {holders} sites have them, at least {least} must.",
                 "sum_left_out",
                 level="warning",
             )
@@ -287,7 +288,7 @@ def must_be_summable(config: FederationConfig) -> None:
         ``sum-too-few-sites``, ``sum-too-many-sites``.
     """
     training = [name for name, member in config.members.items() if member.role == "train"]
-    least = max(HOLDERS_MIN, config.rounds.quorum, config.aggregation.threshold or 0)
+    least = max(HOLDERS_MIN, config.privacy.noise_shares + 1, config.rounds.quorum, config.aggregation.threshold or 0)
     if len(training) < least:
         raise UserError(
             "sum-too-few-sites",

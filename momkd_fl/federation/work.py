@@ -102,7 +102,7 @@ class Work:
         patients, how = self.cohort.labelled("train"), self.config.memory.assignment
         if self.config.memory.source == "labels":  # no patient's slot may follow from its genome
             memory = dataclasses.replace(memory, anchors=None)
-        if self.config.privacy.memory == "local":
+        if self.config.privacy.memory_noisy:
             return self.private.slots(self.model, memory, self.packer, patients, self.device, genomic=self.genomic)
         if self.config.privacy.share == "memory":
             return public_statistics(self.config, memory, self.packer, patients, how)

@@ -21,13 +21,24 @@ _MU_MAX = 1e3
 
 @dataclass(frozen=True)
 class GaussianReleases:
-    """``releases`` sums, each with noise of ``sigma`` times its sensitivity, at the site."""
+    """``releases`` sums, each with noise of ``sigma`` times its sensitivity.
+
+    ``noise_sites``: 1 where the site itself adds all of it; else the honest sites that each add a share, on which what
+    is reckoned here is conditional.
+    """
 
     sigma: float
     releases: int = 1
+    noise_sites: int = 1
 
     def __post_init__(self) -> None:
         _must_be_positive(self.sigma, self.releases)
+        _must_be_positive(1.0, self.noise_sites)
+
+    @property
+    def alone(self) -> GaussianReleases:
+        """What is left where all other sites take their shares back: the site's own."""
+        return GaussianReleases(self.sigma / math.sqrt(self.noise_sites), self.releases)
 
 
 @dataclass(frozen=True)

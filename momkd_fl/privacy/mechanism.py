@@ -45,12 +45,16 @@ class Release:
     sigma : noise multiplier, see :func:`~momkd_fl.privacy.accountant.sigma_for`
     clip : C, the largest norm of a patient's embedding
     count_weight : lambda, how heavy counts are beside embeddings
+    noise_sites : h; each site adds an h-th of the variance, so that the sum over h of them carries the whole
+    joint_parts : parts that some other site of the sum releases together; shares are of the noise that those need
     """
 
     parts: Mapping[str, tuple[int, int, int]]
     sigma: float
     clip: float = 1.0
     count_weight: float = 0.5
+    noise_sites: int = 1
+    joint_parts: int = 0
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,21 +63,27 @@ class Release:
             raise ValueError("a release has at least one part, and sigma, clip and count_weight above 0")
         if max(self.clip, self.count_weight) > _SCALE_MAX:
             raise ValueError(f"clip and count_weight of a release are at most {_SCALE_MAX}: whole numbers have 64 bits")
+        if self.noise_sites < 1:
+            raise ValueError("the noise of a release is made by at least one site")
         object.__setattr__(self, "names", tuple(sorted(self.parts)))
 
     @property
     def sensitivity(self) -> float:
         """Delta: how far one patient more or less moves the sum, in L2 norm."""
-        return self.clip * math.sqrt(len(self.parts) * (1 + self.count_weight**2))
+        return self.clip * math.sqrt(self._parts_together * (1 + self.count_weight**2))
+
+    @property
+    def _parts_together(self) -> int:
+        return max(len(self.parts), self.joint_parts)
 
     @property
     def noise_sd(self) -> float:
-        """Standard deviation of the noise on each coordinate of a sum."""
-        return self.sigma * self.sensitivity
+        """Standard deviation of the noise that one site adds to each coordinate of a sum."""
+        return self.sigma * self.sensitivity / math.sqrt(self.noise_sites)
 
     @property
     def count_sd(self) -> float:
-        """Standard deviation of the noise on a count, in patients."""
+        """Standard deviation of the noise that one site adds to a count, in patients."""
         return self.noise_sd / (self.count_weight * self.clip)
 
     @property
@@ -85,12 +95,12 @@ class Release:
     def sensitivity_squared_steps(self) -> Fraction:
         """Delta^2 in squared grid steps, exactly."""
         per_part = Fraction(self.clip) ** 2 * (1 + Fraction(self.count_weight) ** 2)
-        return len(self.parts) * per_part * (1 << 2 * GRID_BITS)
+        return self._parts_together * per_part * (1 << 2 * GRID_BITS)
 
     @property
     def variance_steps(self) -> int:
-        """(sigma Delta)^2 in squared grid steps, rounded up."""
-        return math.ceil(Fraction(self.sigma) ** 2 * self.sensitivity_squared_steps)
+        """(sigma Delta)^2 / h in squared grid steps, rounded up: of what one site adds."""
+        return math.ceil(Fraction(self.sigma) ** 2 * self.sensitivity_squared_steps / self.noise_sites)
 
 
 def contribution(slides: Sequence[MemoryStatistics], release: Release) -> Integers:

@@ -65,6 +65,20 @@ def discrete_gaussian(size: int, variance: int, random_bytes: RandomBytes = os.u
     return np.array([_one_gaussian(variance, uniform) for _ in range(size)], np.int64)
 
 
+def log10_sum_excess(variance: int, draws: int) -> float:
+    """Logarithm of tau, by which the sum of ``draws`` discrete Gaussians differs from one of the summed variance.
+
+    Both ways the max divergence of the two is at most tau = 10 sum_(k=1)^(draws-1) exp(-2 pi^2 variance k / (k + 1))
+    (Kairouz, Liu and Steinke 2021, "The distributed discrete Gaussian mechanism for federated learning with secure
+    aggregation", on sums of discrete Gaussians), for variance >= 1/2. A release of d numbers costs at most 2 d tau
+    more. -inf for one draw, which differs by nothing.
+    """
+    if draws < 2:
+        return -math.inf
+    # k / (k + 1) rises with k, so each term is at most the first
+    return 1 + math.log10(draws - 1) - math.pi**2 * variance / math.log(10)
+
+
 def rounded_gaussian(size: int, deviation: float, random_bytes: RandomBytes = os.urandom) -> Integers:
     """Gaussian draws rounded to whole numbers, fast enough for millions of weights.
 

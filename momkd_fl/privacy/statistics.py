@@ -36,9 +36,9 @@ class MemoryStatistics:
 
         return MemoryStatistics(added(self.sums, other.sums), added(self.counts, other.counts))
 
-    def to_arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Flat names ``sums.<modality>`` and ``counts.<modality>``, float32."""
-        return {f"{kind}.{m}": v.astype(np.float32) for kind in ("sums", "counts") for m, v in vars(self)[kind].items()}
+    def to_arrays(self, dtype: type[np.floating[Any]] = np.float32) -> dict[str, NDArray[Any]]:
+        """Flat names ``sums.<modality>`` and ``counts.<modality>``."""
+        return {f"{kind}.{m}": v.astype(dtype) for kind in ("sums", "counts") for m, v in vars(self)[kind].items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MemoryStatistics:

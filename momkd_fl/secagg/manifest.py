@@ -57,10 +57,10 @@ class Segment:
     encoding: Encoding
     holders: tuple[str, ...] | None = None
 
-    def released(self, survivors: frozenset[str], counted: frozenset[str]) -> bool:
+    def released(self, survivors: frozenset[str], counted: frozenset[str], sites_min: int = 0) -> bool:
         """Whether enough of those ``counted`` (by the contract, or all) are among the surviving contributors."""
         contributors = survivors if self.holders is None else survivors & frozenset(self.holders)
-        return len(contributors & counted) >= HOLDERS_MIN
+        return len(contributors & counted) >= max(HOLDERS_MIN, sites_min)
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,9 @@ class Policy:
         Segments with holders that the site contributes to.
     gated : frozenset of str
         Segments that must have holders.
+    sites_min : int
+        Fewest counted sites in a sum, and holders in a segment's, where the site wants more than HOLDERS_MIN: each
+        adds only a share of the noise.
     neighbours_only : bool
         Allow more than 50 sites, and masks with neighbours only.
     """
@@ -214,6 +217,7 @@ class Policy:
     last_round: int = -1
     holds: frozenset[str] = field(default_factory=frozenset)
     gated: frozenset[str] = field(default_factory=frozenset)
+    sites_min: int = 0
     neighbours_only: bool = False
 
     @property
@@ -235,7 +239,7 @@ class Policy:
         for site in manifest.participants:
             if site not in self.identities:
                 raise SecAggError("site-not-allowed", site)
-        if len(participants & self.counted) < manifest.threshold:
+        if len(participants & self.counted) < max(manifest.threshold, self.sites_min):
             raise SecAggError("pinned-too-few")
         if manifest.degree and not self.neighbours_only:
             raise SecAggError("pairing-not-allowed")

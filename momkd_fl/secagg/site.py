@@ -177,7 +177,7 @@ def consent(state: Masked, message: bytes) -> tuple[Consented, bytes]:
         raise SecAggError("survivors-without-self", here.site)
     if len(survivors) < manifest.threshold:
         raise SecAggError("sites-too-few")
-    if len(survivors & here.policy.counted) < HOLDERS_MIN:
+    if len(survivors & here.policy.counted) < max(HOLDERS_MIN, here.policy.sites_min):
         raise SecAggError("pinned-too-few")
     statement = messages.survivors_statement(state.dealers_digest, found.survivors)
     reply = here.write(Kind.CONSENT, messages.Consent(statement).body())
@@ -246,6 +246,6 @@ def _opening(here: Round, shares: bytes, peer: str, survivors: tuple[str, ...]) 
     released = {
         number: pieces[number]
         for number, segment in enumerate(here.manifest.segments, start=1)
-        if segment.released(frozenset(survivors), here.policy.counted)
+        if segment.released(frozenset(survivors), here.policy.counted, here.policy.sites_min)
     }
     return Opening(ShareKind.SELF_SEEDS, released)

@@ -48,6 +48,21 @@ def test_weights_without_noise_make_it_infinite(capsys: pytest.CaptureFixture[st
     assert "ε is ∞" in capsys.readouterr().out
 
 
+def test_shares_of_noise_cost_the_same_and_say_what_they_hang_on(capsys: pytest.CaptureFixture[str]) -> None:
+    local, shared = (figures(capsys, "--sites", "6", *more) for more in ((), ("--noise-sites", "3")))
+    assert (shared["sigma"], shared["epsilon_memory"]) == (local["sigma"], local["epsilon_memory"])
+    assert shared["noise_to_signal"] == pytest.approx(local["noise_to_signal"] / 3**0.5)
+    assert shared["noise_to_signal_local"] == pytest.approx(local["noise_to_signal"])
+    assert shared["epsilon_alone"] > 1.7 * shared["epsilon_memory"]
+    assert plan("--sites", "6", "--noise-sites", "3") == 0
+    said = capsys.readouterr().out
+    for text in ("CONDITIONAL on at least 3 honest sites", f"{shared['epsilon_alone']:.1f}", "charged, conditionally"):
+        assert text in said
+    for sites, shares in (("3", "3"), ("6", "1")):
+        assert plan("--sites", sites, "--noise-sites", shares) == 2
+        assert "[plan-noise-sites]" in capsys.readouterr().err
+
+
 def test_memory_and_private_weights_are_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
     steps = ("--dpsgd-sigma", "1.8", "--dpsgd-rate", "0.1", "--dpsgd-steps", "500")
     found = figures(capsys, "--epsilon", "4", *steps)

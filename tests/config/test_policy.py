@@ -58,6 +58,7 @@ CHANGES = {
     },
     "memory": {"dp_required": {"memory": True}},
     "weights": {"dp_required": {"weights": True}},
+    "noise": {"dp_required": {"noise": "distributed"}},
     "cell": {"small_numbers": {"minimum_cell": 12}},
     "class": {"small_numbers": {"minimum_per_class": 12}},
     "slot": {"small_numbers": {"minimum_per_slot": 12}},

@@ -255,7 +255,9 @@ def lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_line_of_the_contract_has_a_deny_test() -> None:
-    elsewhere = {"site", "coordinator_sha256", "budget.epsilon", "budget.delta", "summed.peers"}
+    elsewhere = {
+        "site", "coordinator_sha256", "budget.epsilon", "budget.delta", "summed.peers", "dp_required.noise",
+    }  # fmt: skip
     assert set(lines(Policy)) == {*REFUSED, *WITHHELD, *elsewhere}
 
 
@@ -264,6 +266,32 @@ def test_noise_that_the_contract_asks_for_lets_the_message_go() -> None:
     assert send(asked, charges=BOTH).has_content()
     assert code_of(lambda: send(asked, charges=BOTH[:1])) == "contract-dp-weights"
     assert code_of(lambda: send(asked, charges=BOTH[1:])) == "contract-dp-memory"
+
+
+def held(asked: Policy, charges: Any, statistics: Any = None) -> Any:
+    """What of a ``train`` answer goes into a secure sum."""
+    body, arrays = train_parts()
+    parcel: Parcel[Any] = Parcel("train", RUN, 1, Train(proximal_mu=0.0, learning_rate_share=1.0), {})
+    made = arrays if statistics is None else {**arrays, "statistics": statistics}
+    return Gate(asked, None, today=lambda: TODAY).hold(TRAIN, parcel, body, made, task="PR", charges=charges)
+
+
+def test_a_share_of_noise_goes_into_a_sum_only_and_only_where_the_contract_allows_it() -> None:
+    share, whole = (GaussianReleases(2.0, noise_sites=3),), (GaussianReleases(2.0),)
+    allowed = policy(dp_required__noise="distributed", dp_required__memory=True)
+    assert held(policy(), whole), "the control: the whole noise goes by the contract to start from"
+    assert code_of(lambda: held(policy(), share)) == "contract-dp-noise"
+    assert held(allowed, share)
+    assert code_of(lambda: send(allowed, charges=share)) == "contract-dp-noise", "in the clear it is a share alone"
+    assert send(allowed, charges=whole).has_content()
+
+
+def test_exact_shares_go_into_a_sum_where_the_contract_names_single_precision() -> None:
+    wide = {name: value.astype(np.float64) for name, value in train_parts()[1]["statistics"].items()}
+    allowed = policy(dp_required__noise="distributed")
+    _, arrays = held(allowed, (GaussianReleases(2.0, noise_sites=3),), wide)
+    assert {value.dtype for value in arrays["statistics"].values()} == {np.dtype(np.float64)}
+    assert code_of(lambda: send(allowed, statistics=wide)) == "contract-dtype", "in the clear it stays as it was"
 
 
 def test_a_run_s_name_is_no_pattern() -> None:

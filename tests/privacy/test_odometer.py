@@ -225,6 +225,16 @@ def test_a_retry_debits_once_and_a_changed_message_is_no_retry(path: Path) -> No
     assert odometer.debit(debit_of("run/1/memory/2")).epsilon_spent > first.epsilon_spent
 
 
+def test_a_conditional_charge_stays_marked_and_counts_as_what_it_is_on_its_condition(path: Path) -> None:
+    share = debit_of("run/1/memory/1", GaussianReleases(5.0, 1, 3))
+    first = Odometer(path, KEY, BUDGET).debit(share)
+    again = Odometer(path, KEY, BUDGET)
+    assert again.debit(share) == first, "read back with its condition"
+    unconditional = debit_of("run/1/memory/1", ONE)
+    assert code_of(lambda: again.debit(unconditional)) == "odometer-attempt-reused"
+    assert first.epsilon_spent == joint_epsilon([ONE], BUDGET.delta)
+
+
 def test_memory_and_weights_of_all_runs_are_one_sum(path: Path) -> None:
     steps = PoissonSteps(1.8, 0.1, 500)
     for run in range(10):
