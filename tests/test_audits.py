@@ -42,6 +42,14 @@ def test_differencing_through_the_site_stays_under_the_claim_and_finds_the_contr
     assert audit_release.attack(site, target, 300, times=3).epsilon_gaussian > audit_release.EPSILON
 
 
+def test_shares_of_three_honest_sites_stay_under_the_claim_and_one_alone_does_not(tmp_path: Path) -> None:
+    summed = audited_site(tmp_path, audit_release.SHARES, **audit_release.ONE_RELEASE, aggregation="secagg")
+    target = canary(summed)
+    honest = audit_release.attack(summed, target, 400, others_honest=2)
+    assert 0.0 < honest.epsilon_gaussian < audit_release.EPSILON
+    assert audit_release.attack(summed, target, 400).epsilon_gaussian > audit_release.EPSILON
+
+
 def test_membership_in_the_memory_is_hidden_by_noise_and_plain_without() -> None:
     found = by_name(audit_membership.memory_figures(quick=True))
     assert found["audit.memory.auroc.control.no_noise"].value > 0.99

@@ -211,9 +211,25 @@ def assembled(parts: Collection[Part], values: Mapping[str, NDArray[np.float64]]
     return total
 
 
-def question_digest(question: str, body: str, site_weights: Mapping[str, float], arrays: Arrays) -> bytes:
-    """H(theta_t, M_t): SHA-256 over the question as a site received it, which the manifest binds (32 bytes)."""
+def agreed_noise(config: FederationConfig) -> str:
+    """The settings that a share of noise follows from, which all sites of a sum must have been told alike.
+
+    Nothing where each site adds all of its noise: then its epsilon hangs on no other site's settings.
+    """
+    if config.privacy.noise_shares == 1:
+        return ""
+    return json.dumps([config.classes, config.privacy.model_dump(mode="json"), config.memory.model_dump(mode="json")])
+
+
+def question_digest(
+    question: str, body: str, site_weights: Mapping[str, float], arrays: Arrays, noise: str = ""
+) -> bytes:
+    """H(theta_t, M_t): SHA-256 over the question as a site received it, which the manifest binds (32 bytes).
+
+    ``noise`` as :func:`agreed_noise`, or a coordinator could tell other sites to add smaller shares.
+    """
     digest = hashlib.sha256(b"momkd-question-1\n")
+    digest.update(noise.encode())
     digest.update(json.dumps([question, body, sorted(site_weights.items())]).encode())
     for group in sorted(arrays):
         for name in sorted(arrays[group]):

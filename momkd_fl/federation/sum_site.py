@@ -56,6 +56,7 @@ from momkd_fl.federation.sum_parts import (
     GENOMICS,
     Flat,
     Part,
+    agreed_noise,
     evaluate_parts,
     flat_answer,
     question_digest,
@@ -163,7 +164,7 @@ class SumSite:
         parts = self._parts(question, config, weights)
         policy, manifest = self._policy(config, keys, parcel.run, message, parts)
         arrays = {group: members for group, members in parcel.arrays.items() if group != SECAGG}
-        model = question_digest(asked.question, asked.body, asked.site_weights, arrays)
+        model = question_digest(asked.question, asked.body, asked.site_weights, arrays, agreed_noise(config))
         try:
             state, reply = join(policy, keys.identity, message, model)
         except SecAggError as problem:

@@ -30,7 +30,7 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_numbers import SumNumbers
-from momkd_fl.federation.sum_parts import Flat, Part, assembled, question_digest, sites_min
+from momkd_fl.federation.sum_parts import Flat, Part, agreed_noise, assembled, question_digest, sites_min
 from momkd_fl.federation.watch import Watch
 from momkd_fl.secagg import aggregator
 from momkd_fl.secagg.aggregator import Collecting, Outgoing
@@ -205,7 +205,7 @@ class SecureSums:
             segments.append(part.segment(holders))
         number = self._numbers.last(run) + 1
         self._numbers.store(run, number)
-        model = question_digest(join.question, join.body, join.site_weights, arrays)
+        model = question_digest(join.question, join.body, join.site_weights, arrays, agreed_noise(self._config))
         threshold = max(least_threshold(len(participants)), self._config.aggregation.threshold or 0)
         if not segments or threshold > len(participants):
             raise UserError(

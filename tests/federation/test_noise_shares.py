@@ -16,6 +16,7 @@ from scipy.stats import chi2
 from benchmarks.secagg_round import Consortium, Rehearsal, rehearse
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.errors import UserError
+from momkd_fl.federation import sum_site, sums
 from momkd_fl.federation.artefacts import account, sentences
 from momkd_fl.federation.coordinator import Coordinator
 from momkd_fl.federation.noise_shares import EXCESS_LOG10, carries_exactly
@@ -264,7 +265,10 @@ def test_weights_keep_their_own_noise() -> None:
 FIVE = ("ash", "birch", "cedar", "fir", "oak")
 
 
-def run_of(in_process: Any, hospitals: Any, answers: Any = lambda kind, number, site: True) -> tuple[Any, Any, str]:
+def run_of(
+    in_process: Any, hospitals: Any, answers: Any = lambda kind, number, site: True, told: Any = None
+) -> tuple[Any, Any, str]:
+    """A run, its outcome and what was said; ``told``: what of ``privacy`` one site was told otherwise."""
     made = in_process(
         dict.fromkeys(FIVE, "train"),
         hospitals=hospitals,
@@ -274,6 +278,12 @@ def run_of(in_process: Any, hospitals: Any, answers: Any = lambda kind, number, 
         training={"patients_per_step": 8, "precision": "fp32", "standardise": "none"},
         privacy={**SHARES, "releases": 1, "site_patients": 500},
     )
+    if told is not None:
+        oak = made.participants["oak"]
+        inner_config = oak.config_of
+        oak.config_of = lambda run: inner_config(run).model_copy(
+            update={"privacy": inner_config(run).privacy.model_copy(update=told)}
+        )
     charges: list[Any] = []
     for participant in made.participants.values():
         inner = participant.take_charges
@@ -312,3 +322,15 @@ def test_genomic_sums_stay_closed_where_too_few_holders_stay(in_process: Any, fi
     assert outcome.state.history[0].states["fir"] == "missing"
     assert "'statistics.sums.genomics' was withheld: fewer than 4" in said
     assert "'statistics.sums.histology' was withheld" not in said
+
+
+def test_a_site_that_was_told_of_other_shares_is_in_no_sum(
+    in_process: Any, five: Any, task: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that tells each site another number would have them add too little between them."""
+    _, outcome, _ = run_of(in_process, five, told={"noise_sites": 4})
+    assert outcome.state.history[0].states["oak"] == "refused:sum-refused"
+    for module in (sums, sum_site):
+        monkeypatch.setattr(module, "agreed_noise", lambda config: "")
+    _, outcome, _ = run_of(in_process, five, told={"noise_sites": 4})
+    assert outcome.state.history[0].states["oak"] == "trained", "the control: unbound, nobody would notice"
