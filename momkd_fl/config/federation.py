@@ -225,6 +225,12 @@ class Rounds(Strict):
     gather_s: float = Field(
         600.0, gt=0, description="How long to wait for every listed site at the start, then go on with a quorum."
     )
+    repeats: int = Field(
+        20,
+        ge=0,
+        description="How often a round that too few answered is begun again, after a pause that doubles up to a "
+        "minute; then the run stops, and the same command goes on with it.",
+    )
     patience: int | None = Field(
         None, ge=1, description="Stop after this many rounds without a better validation AUROC; none: never."
     )

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from momkd_fl.config.federation import FederationConfig
+from momkd_fl.errors import UserError
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.memory_bank import Movement, move_slots, moving
@@ -35,6 +36,8 @@ from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 POLL_S = 0.1
 SAY_EVERY_S = 15.0
+PAUSE_S, PAUSE_MAX_S = 0.25, 60.0
+"""Before a round is begun again; it doubles with every failure."""
 INFLUENCE = "influence.jsonl"
 """In the coordinator's folder: what each site had to say in each round. A repeated round has its lines again."""
 
@@ -66,7 +69,14 @@ class Course:
 
 
 def run_rounds(state: ServerState, course: Course) -> ServerState:
-    """Rounds until the configured number, or until patience or the person ends them."""
+    """Rounds until the configured number, or until patience or the person ends them.
+
+    Raises
+    ------
+    UserError
+        ``round-failed`` where a round has too few replies time after time; what was reached is saved.
+    """
+    failed = 0
     while state.round < course.config.rounds.count and not course.stop.is_set():
         if exhausted(state, course.config.rounds.patience):
             course.watch.say("Validation has not improved for rounds.patience rounds: stopping early.", "early_stop")
@@ -75,11 +85,27 @@ def run_rounds(state: ServerState, course: Course) -> ServerState:
         if course.stop.is_set():
             break
         after = one_round(state, course, participants)
-        if after is not None:
-            state = after
+        if after is None:
+            failed += 1
+            _pause(course, state.round + 1, failed)
+        else:
+            state, failed = after, 0
             with course.watch.phase("checkpoint"):
                 course.save(state)
     return state
+
+
+def _pause(course: Course, number: int, failed: int) -> None:
+    """Wait before a round is begun again: sites that refuse at once would be asked without end."""
+    if course.stop.is_set():
+        return
+    if failed > course.config.rounds.repeats:
+        raise UserError(
+            "round-failed",
+            f"Round {number} was begun {failed} times, and each time too few sites took part to its end. The lines "
+            "above and the sites' own screens say why. Start the server again when that is mended: it goes on from there.",
+        )
+    course.stop.wait(min(PAUSE_S * 2 ** (failed - 1), PAUSE_MAX_S))
 
 
 def one_round(state: ServerState, course: Course, participants: set[str]) -> ServerState | None:

@@ -122,6 +122,28 @@ def test_below_quorum_nothing_changes_and_the_round_is_repeated(in_process, stop
             np.testing.assert_array_equal(second[group][name].numpy(), value.numpy())
 
 
+def test_a_round_that_nobody_ever_answers_ends_the_run_and_not_in_a_loop(in_process, stop) -> None:
+    """Then the same command goes on from the last round that was."""
+    consortium = in_process(PAIR, rounds={**ROUNDS, "quorum": 2, "count": 2, "repeats": 2})
+    grid, asked = consortium.grid(), list[tuple[str, int]]()
+
+    def silent(kind: str, number: int, site: str) -> bool:
+        asked.append((kind, number))
+        return (kind, number) != ("train", 2)
+
+    grid.answers = silent
+    with pytest.raises(UserError) as caught:
+        run(consortium, grid, stop)
+    assert caught.value.code == "round-failed"
+    assert "Round 2 was begun 3 times" in caught.value.sentence
+    assert asked.count(("train", 2)) == 3 * 2
+    grid.answers = lambda kind, number, site: True
+    outcome = run(consortium, grid, stop)
+    assert outcome is not None
+    assert [record.round for record in outcome.state.history] == [1, 2]
+    assert sum((kind, number) == ("train", 1) for kind, number, _ in grid.delivered) == 2, "round 1 is not repeated"
+
+
 def test_a_late_joiner_is_greeted_told_the_space_and_trains(in_process, stop) -> None:
     consortium = in_process(THREE, rounds=ROUNDS)
     grid = consortium.grid()
