@@ -103,7 +103,7 @@ def _pause(course: Course, number: int, failed: int) -> None:
         raise UserError(
             "round-failed",
             f"Round {number} was begun {failed} times, and each time too few sites took part to its end. The lines "
-            "above and the sites' own screens say why. Start the server again when that is mended: it goes on from there.",
+            "above and the sites' own screens say why. Start the server again when that is mended: it goes on here.",
         )
     course.stop.wait(min(PAUSE_S * 2 ** (failed - 1), PAUSE_MAX_S))
 
