@@ -262,8 +262,8 @@ class NoiseSite(SumSite):
         part: Any = SimpleNamespace(site=site, state_dir=keys / site, config_of=lambda run: self.config, **nobody)
         super().__init__(part, self.gate, signing)
 
-    def _answer(self, question: Any) -> tuple[Flat, tuple[Any, ...]]:
-        return self.noise, ()
+    def _answer(self, question: Any, model: bytes) -> Any:
+        return SimpleNamespace(made=self.noise, kept=self.noise, charges=())
 
     def _parts(self, question: Any, config: FederationConfig, weights: list[float]) -> list[Part]:
         return _parts(config, self.numbers)

@@ -260,7 +260,9 @@ class Coordinator:
         assert self.secure is not None
         parts = select_parts(self.config, len(body.candidates))
         members = {site: hello.model_dump() for site, hello in hellos.items()}
-        total = self.secure.must(SELECT, body, {}, parts, sites, members=members, run=run, what="genes.panel 'learnt'")
+        total = self.secure.must(
+            SELECT, body, {}, parts, sites, members=members, run=run, what="genes.panel 'learnt'", everyone=True
+        )
         wanted = {part.source.removeprefix("statistics.") for part in parts}
         gates = {part.gate for part in parts}
         held = all(sum(gate in hellos[site].holds for site in sites) >= HOLDERS_MIN for gate in gates if gate)

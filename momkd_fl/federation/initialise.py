@@ -96,7 +96,10 @@ class Start:
     def _secure_sums(
         self, secure: SecureSums, body: Initialise, sites: Collection[str], arrays: Arrays, shapes: Shapes
     ) -> Flat:
-        """As :meth:`sums`, over the sites that stayed; zeros for a class that fewer than three of them hold."""
+        """As :meth:`sums`, over all of the sites as there; zeros for a class that fewer than three of them hold.
+
+        Two steps over different sites would tell of the one that left: its patients are ``n`` less ``n``.
+        """
         total = secure.must(
             INITIALISE,
             body,
@@ -106,8 +109,15 @@ class Start:
             members=self.members,
             run=self.run,
             what=f"initialisation step '{body.step}'",
+            everyone=True,
         )
         found = total.group("statistics")
+        if body.step in ("scaling", "moments") and not found:
+            raise UserError(
+                "sum-failed",
+                f"initialisation step '{body.step}': fewer than three sites have genomics of enough patients, so that "
+                "no sum of them is seen. Set memory.genomics: false, or agree on 'plain'.",
+            )
         return {name: np.asarray(found.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()}
 
     def tell(self, sites: Collection[str], arrays: Arrays) -> None:

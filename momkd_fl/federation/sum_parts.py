@@ -23,7 +23,7 @@ from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
 from momkd_fl.federation.messages import Arrays, Body, EvaluateReply, TrainReply
 from momkd_fl.secagg.encoding import Encoding
-from momkd_fl.secagg.manifest import SITES_COMPLETE_MAX, Segment
+from momkd_fl.secagg.manifest import HOLDERS_MIN, SITES_COMPLETE_MAX, Segment
 
 Flat = dict[str, NDArray[Any]]
 
@@ -171,14 +171,14 @@ def flat_answer(body: Body, arrays: Arrays) -> Flat:
 
 
 def mean_metrics(total: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
-    """Mean over the sites that measured it, by kind (``losses``, ``monitors``, ``seconds``) and name."""
+    """Mean over the sites that measured it, at least three; by kind (``losses``, ``monitors``, ``seconds``), name."""
     means: dict[str, dict[str, float]] = {"losses": {}, "monitors": {}, "seconds": {}}
     for source, names in (("metrics", METRICS), ("metrics.genomics", GENOMIC_METRICS)):
         if source not in total:
             continue
         for name, (value, sites) in zip(names, total[source].reshape(-1, 2), strict=True):
             kind, _, word = name.partition(".")
-            if sites >= 0.5:
+            if sites > HOLDERS_MIN - 0.5:
                 means[kind][word] = float(value / sites)
     return means
 
