@@ -283,7 +283,8 @@ class Protection:
     ``epsilon`` by site, of all that left it; None: no bound is claimed. ``memory_epsilon`` of a training site's
     releases of the memory, ``memory_conditional``: it holds only given the weights. ``slots_released``: share of slots
     and of anchors that any release ever moved, to be read beside the AUROC, since a memory that never moves is private
-    and useless. ``artefacts`` by role: what left, and how (public; with noise, charged; without noise).
+    and useless. ``artefacts`` by role: what left, and how (public; with noise, charged; without noise). ``started``: by
+    step of the start (scaling, moments, anchors, slots), the training sites whose sums it is of.
     """
 
     __pydantic_config__ = _CLOSED
@@ -296,6 +297,7 @@ class Protection:
     memory_conditional: bool = False
     slots_released: dict[str, Share] = field(default_factory=dict)
     artefacts: dict[str, dict[str, str]] = field(default_factory=dict)
+    started: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

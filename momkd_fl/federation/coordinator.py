@@ -234,7 +234,7 @@ class Coordinator:
         with self.watch.phase("init"):
             start = Start(self.config, self.grid, run, trainers, genomic, self.secure, state.members)
             state = initialise(state, start, lambda sentence: self.watch.say(sentence, "initialise"))
-        return state, planned
+        return state.after(started=start.started), planned
 
     def _panel(self, run: str, hellos: dict[str, HelloReply]) -> tuple[str, ...]:
         """The panel named, or learnt from the training patients of the training sites alone."""

@@ -38,7 +38,11 @@ SD_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Start:
-    """Who takes part in the initialisation, and how to ask them."""
+    """Who takes part in the initialisation, and how to ask them.
+
+    ``started``: the sites behind the sums of each step so far; a site that comes later trains in what came of them, and
+    is told it, as the others are.
+    """
 
     config: FederationConfig
     grid: SiteGrid
@@ -47,6 +51,7 @@ class Start:
     genomic: Collection[str]
     secure: SecureSums | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    started: dict[str, list[str]] = field(default_factory=dict)
 
     def sums(self, step: str, iteration: int, sites: Collection[str], arrays: Arrays, shapes: Shapes) -> Flat:
         """Ask ``sites`` for one step's sums and add them; with ``secure``, only their sum is seen.
@@ -64,6 +69,7 @@ class Start:
             check_start(site, step, statistics, self.release(shapes))
 
         body = Initialise.model_validate({"step": step, "iteration": iteration})
+        self.started[step] = sorted(sites)
         if self.secure is not None:
             return self._secure_sums(self.secure, body, sites, arrays, shapes)
         wait_s = self.config.rounds.deadline_s
@@ -96,7 +102,7 @@ class Start:
     def _secure_sums(
         self, secure: SecureSums, body: Initialise, sites: Collection[str], arrays: Arrays, shapes: Shapes
     ) -> Flat:
-        """As :meth:`sums`, over all of the sites as there; zeros for a class that fewer than three of them hold.
+        """As :meth:`sums`, and as there over all of the sites; zeros for a class that fewer than three of them hold.
 
         Two steps over different sites would tell of the one that left: its patients are ``n`` less ``n``.
         """

@@ -219,6 +219,7 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
         memory_epsilon=trained.memory_epsilon,
         anchors_epsilon=trained.anchors_epsilon,
         memory_conditional=trained.conditional,
+        started=outcome.state.started,
         slots_released={
             name: float(np.mean(moved))
             for name, moved in outcome.state.released.items()

@@ -33,6 +33,8 @@ THREE = dict.fromkeys(("ash", "birch", "cedar"), "train")
 BARE: dict[str, Any] = {"memory": {"source": "random", "slots": 2, "genomics": False}}
 """Nothing is summed before round 1, so that both runs begin from the same bits."""
 
+SLOTS_ONLY: dict[str, Any] = {"memory": {"source": "labels", "mode": "momentum", "slots": 1, "genomics": False}}
+
 
 def rounds(count: int = 1) -> dict[str, Any]:
     return {"count": count, "quorum": 3, "deadline_s": 5.0}
@@ -234,6 +236,37 @@ def test_a_learnt_panel_is_the_same(in_process: Any, seven: Path, task: None) ->
     )
     assert len(secure) == 8
     assert secure == plain
+
+
+def test_the_start_needs_every_site_and_is_never_unmasked_over_fewer(in_process: Any, seven: Path, task: None) -> None:
+    """Four could do without one in a round. Whoever is back for the second sum of a step is in the start."""
+    lost: list[str] = []
+
+    def once(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("mask", 0, "ash") and not lost:
+            lost.append(site)
+            return False
+        return True
+
+    run = Run(in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation="secagg"), once)
+    assert lost
+    protection = results_of(run.made.config, run.outcome, Circumstances("simulation", 1.0, 1.0)).protection
+    genomic = ["ash", "birch", "cedar"]
+    assert protection.started == {**dict.fromkeys(("scaling", "moments", "anchors"), genomic), "slots": sorted(FOUR)}
+
+    made = in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation="secagg", **SLOTS_ONLY)
+    seen: list[str] = []
+
+    def never(kind: str, number: int, site: str) -> bool:
+        seen.append(kind)
+        return (kind, number, site) != ("mask", 0, "fir")
+
+    with pytest.raises(UserError, match="fir at step 'mask'") as caught:
+        Run(made, never)
+    assert caught.value.code == "sum-failed"
+    assert seen.count("mask") == 3 * len(FOUR)
+    assert "unmask" not in seen
+    assert "consent" not in seen
 
 
 def test_genomics_of_fewer_than_three_sites_is_refused(in_process: Any, seven: Path, task: None) -> None:
