@@ -35,9 +35,10 @@ from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
+from momkd_fl.federation.sum_bounds import must_be_summable
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_parts import select_parts
-from momkd_fl.federation.sums import SecureSums, must_be_summable
+from momkd_fl.federation.sums import SecureSums
 from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash

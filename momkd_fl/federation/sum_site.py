@@ -48,6 +48,7 @@ from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.private_plan import released_in
 from momkd_fl.federation.site_outputs import unmeasured_row
 from momkd_fl.federation.student import reply_shapes
+from momkd_fl.federation.sum_bounds import bounded
 from momkd_fl.federation.sum_holdings import claimed, contributing, holdings, withheld
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_numbers import SITE_FILE, SumNumbers
@@ -61,7 +62,6 @@ from momkd_fl.federation.sum_parts import (
     start_parts,
     start_shapes,
     train_parts,
-    update_bound,
 )
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.secagg.manifest import Manifest, Policy, read_manifest
@@ -188,8 +188,8 @@ class SumSite:
         answer = self._answer(question, model)
         if lacking := withheld(parts, names, answer.made, answer.kept):
             return self._without(lacking)
-        bounded = _bounded(answer.kept, config)
-        values = {part.name: part.of(bounded) for part in parts if part.name in names}
+        kept = bounded(answer.kept, config, parts)
+        values = {part.name: part.of(kept) for part in parts if part.name in names}
         own = asked.site_weights.get(self._participant.site, 1.0)
         weighted = {part.name: own for part in parts if part.weighted}
         last = (JOIN.name, _digest(message), reply)
@@ -310,16 +310,6 @@ class SumSite:
     def _holdings(self, config: FederationConfig) -> frozenset[str]:
         cohort = self._participant.cohort_for(config)
         return holdings(cohort, config, self._gate.policy.small_numbers)
-
-
-def _bounded(made: Flat, config: FederationConfig) -> Flat:
-    """The answer with its weight difference scaled to the public bound, direction kept."""
-    branches = [name for name in made if name.startswith("update.")]
-    norm = float(np.sqrt(sum(float(np.vdot(made[name], made[name])) for name in branches)))
-    share = min(1.0, update_bound(config) / max(norm, 1e-12))
-    if share == 1.0:
-        return made
-    return {**made, **{name: np.asarray(made[name], np.float64) * share for name in branches}}
 
 
 def _question(parcel: Parcel[Join]) -> Parcel[Any]:

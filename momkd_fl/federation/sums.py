@@ -34,7 +34,7 @@ from momkd_fl.federation.sum_parts import Flat, Part, assembled, question_digest
 from momkd_fl.federation.watch import Watch
 from momkd_fl.secagg import aggregator
 from momkd_fl.secagg.aggregator import Collecting, Outgoing
-from momkd_fl.secagg.manifest import HOLDERS_MIN, SITES_COMPLETE_MAX, Manifest, least_threshold
+from momkd_fl.secagg.manifest import HOLDERS_MIN, Manifest, least_threshold
 from momkd_fl.secagg.refusal import SecAggError
 from momkd_fl.secagg.unmasking import Sum
 
@@ -320,29 +320,6 @@ class SecureSums:
                 "sum_left_out",
                 level="warning",
             )
-
-
-def must_be_summable(config: FederationConfig) -> None:
-    """Refuse a run of secure sums that could never end a round.
-
-    Raises
-    ------
-    UserError
-        ``sum-too-few-sites``, ``sum-too-many-sites``.
-    """
-    training = [name for name, member in config.members.items() if member.role == "train"]
-    least = max(HOLDERS_MIN, config.rounds.quorum, config.aggregation.threshold or 0)
-    if len(training) < least:
-        raise UserError(
-            "sum-too-few-sites",
-            f"aggregation 'secagg' needs {least} training members, and there are {len(training)}: a sum over fewer "
-            "tells the members of each other.",
-        )
-    if len(training) > SITES_COMPLETE_MAX:
-        raise UserError(
-            "sum-too-many-sites",
-            f"aggregation 'secagg' is for up to {SITES_COMPLETE_MAX} training members; there are {len(training)}.",
-        )
 
 
 def _alike(out: Outgoing) -> dict[bytes, list[str]]:

@@ -16,7 +16,7 @@ from momkd_fl.federation.coordinator import Coordinator
 from momkd_fl.federation.messages import SUM_STEPS
 from momkd_fl.federation.outcome import Circumstances, results_of
 from momkd_fl.federation.simulate import COORDINATOR
-from momkd_fl.federation.sum_parts import encoding, update_bound
+from momkd_fl.federation.sum_parts import update_encoding
 from momkd_fl.federation.sums import FILE
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.synth.cohort import SynthSite, write_consortium
@@ -196,12 +196,24 @@ def test_a_site_that_drops_out_at_a_step(
     assert record.states == {**dict.fromkeys(FOUR, "trained"), "fir": "trained" if inside else "missing"}
     assert f"fir dropped out at step '{step}'" in run.said
     sites = 4 if inside else 3
-    bound = encoding(made.config, 1.001 * update_bound(made.config)).error_max(4) / sites
+    numbers = sum(value.size for value in run.state.weights.values())
+    bound = update_encoding(made.config, numbers).error_max(4) / sites
     plain = plain_rounds[inside].state.weights["histology"]
     found = run.state.weights["histology"]
     rounding = np.spacing(np.abs(plain))
     assert (np.abs(found.astype(np.float64) - plain) <= bound + 2 * rounding).all()
     assert (plain_rounds[True].state.weights["histology"] != plain_rounds[False].state.weights["histology"]).any()
+
+
+def test_a_run_clips_as_a_plain_one_does(in_process: Any, seven: Path, plain_rounds: dict[bool, Run]) -> None:
+    limits = {"clip_norm": 0.005, "patients_max": 5.0}
+    plain, secure = (
+        Run(in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation={"kind": how, **limits}, **BARE))
+        for how in ("plain", "secagg")
+    )
+    close(secure.state, plain.state, 1e-6)
+    unclipped = plain_rounds[True].state.weights["histology"]
+    assert np.abs(plain.state.weights["histology"] - unclipped).max() > 1e-4, "the bound is felt"
 
 
 def test_below_the_threshold_the_round_is_begun_again_with_a_new_number(
