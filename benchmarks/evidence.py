@@ -24,7 +24,7 @@ SECTIONS = {
         "Membership in a student",
         "`make audit ONLY=student`: a hospital of 1,500 patients with a clear signal, 32 shadows, each over a random "
         "half of the 900 training patients. The attack is on 60 canaries, whose label is wrong, and on `everybody`. "
-        "`utility` is the AUROC on patients left out, mean of shadows; it must be 0.6 before the attack's figure counts.",
+        "`utility` is the AUROC on patients left out, mean of shadows: 0.6 before the attack's figure counts.",
     ),
     "audit.slot": ("A slot that one patient forms", "`make audit ONLY=slot`: 5,000 releases."),
     "audit.gradient": (

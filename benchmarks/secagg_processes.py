@@ -41,7 +41,7 @@ from momkd_fl.federation.egress import Gate
 from momkd_fl.federation.flower import FleetServer, SiteSession
 from momkd_fl.federation.messages import JOIN, MASK, SUM_STEPS, TRAIN, Kind, Train, TrainReply, open_request
 from momkd_fl.federation.sum_keys import Peers, SumKeys
-from momkd_fl.federation.sum_parts import GENES_LIMIT, Flat, Part, encoding
+from momkd_fl.federation.sum_parts import GENES_LIMIT, Flat, Part, encoding, update_encoding
 from momkd_fl.federation.sum_site import SumSite
 from momkd_fl.federation.sums import SecureSums
 from momkd_fl.federation.watch import unwatched
@@ -143,7 +143,7 @@ def _config(keys: Path, names: list[str]) -> FederationConfig:
 
 def _parts(config: FederationConfig, numbers: int) -> list[Part]:
     return [
-        Part("update.histology", (numbers,), encoding(config, config.aggregation.update_limit)),
+        Part("update.histology", (numbers,), update_encoding(config, numbers)),
         Part("statistics.counts.histology", (64,), encoding(config, GENES_LIMIT)),
     ]
 
@@ -262,8 +262,8 @@ class NoiseSite(SumSite):
         part: Any = SimpleNamespace(site=site, state_dir=keys / site, config_of=lambda run: self.config, **nobody)
         super().__init__(part, self.gate, signing)
 
-    def _answer(self, question: Any) -> tuple[Flat, tuple[Any, ...]]:
-        return self.noise, ()
+    def _answer(self, question: Any, model: bytes) -> Any:
+        return SimpleNamespace(made=self.noise, kept=self.noise, charges=())
 
     def _parts(self, question: Any, config: FederationConfig, weights: list[float]) -> list[Part]:
         return _parts(config, self.numbers)

@@ -44,9 +44,6 @@ class Aggregation(Strict):
     fraction_bits: int = Field(
         32, ge=8, le=40, description="secagg: a number is rounded to 2^-bits, or coarser where its range is wide."
     )
-    update_limit: float = Field(
-        1024.0, gt=0, le=1e6, description="secagg: largest norm of a site's weight difference; it scales a longer one."
-    )
     sums_limit: float = Field(
         2.0**20, gt=1, le=2.0**30, description="secagg: range of the memory's sums and counts, scores and losses."
     )

@@ -29,6 +29,12 @@ _MODELS: Final[dict[Method, str]] = {
     "class_prototypes": "one prototype a class is shared instead of a memory",
     "out_of_fold_logits": "histology learns the logits of a genomic teacher that did not see the patient",
 }
+_STEPS: Final = {
+    "scaling": "the genes' scaling",
+    "moments": "the genomic space",
+    "anchors": "the anchors",
+    "slots": "the first slots",
+}
 _ORIGINS: Final = {
     "synthetic": "Synthetic patients",
     "simulation": "Simulation on one machine",
@@ -109,6 +115,7 @@ def not_guaranteed(results: Results) -> list[str]:
             "The coordinator saw each site's own update and memory statistics (no secure aggregation). Updates can "
             "reveal something about the patients they were made from."
         )
+    said += started(results)
     bounds = results.protection.epsilon
     said += protected(results)
     if not bounds or any(epsilon is None for epsilon in bounds.values()):
@@ -129,6 +136,18 @@ def not_guaranteed(results: Results) -> list[str]:
     )
     said.append("The threshold and calibration come from the training sites. Check them locally before use elsewhere.")
     return said
+
+
+def started(results: Results) -> list[str]:
+    """Whose sums the start is made of; steps of the same sites in one sentence."""
+    steps: dict[tuple[str, ...], list[str]] = {}
+    for step, sites in results.protection.started.items():
+        steps.setdefault(tuple(sites), []).append(_STEPS.get(step, step))
+    return [
+        f"Made at the start of sums over {', '.join(sites)} alone: {', '.join(made)}. A site that came later trains in "
+        "them; they are not of its patients."
+        for sites, made in steps.items()
+    ]
 
 
 def protected(results: Results) -> list[str]:

@@ -292,7 +292,8 @@ class Protection:
     and of anchors that any release ever moved, to be read beside the AUROC, since a memory that never moves is private
     and useless. ``noise_sites``: honest sites on which these ε are conditional, where each adds a share of the noise;
     ``alone_epsilon``: of the memory, with one site's own share only. ``artefacts`` by role: what left, and how
-    (public; with noise, charged; without noise).
+    (public; with noise, charged; without noise). ``started``: by step of the start (scaling, moments, anchors,
+    slots), the training sites whose sums it is of.
     """
 
     __pydantic_config__ = _CLOSED
@@ -307,6 +308,7 @@ class Protection:
     alone_epsilon: Number | None = None
     slots_released: dict[str, Share] = field(default_factory=dict)
     artefacts: dict[str, dict[str, str]] = field(default_factory=dict)
+    started: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

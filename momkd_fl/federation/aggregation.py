@@ -161,14 +161,19 @@ def new_aggregate(config: Aggregation, sizes: Mapping[str, int], clip_norm: floa
 
 
 def clip_bound(config: FederationConfig, parameters: int) -> float:
-    """The public norm to clip to: as configured, or twice what honest training moves; none for a lone training site.
+    """The public norm to clip to at the coordinator; none for a lone training site."""
+    if sum(member.role == "train" for member in config.members.values()) < 2:
+        return math.inf  # nobody to protect from anybody, and a pooled cohort takes more steps than one site's
+    return public_norm(config, parameters)
+
+
+def public_norm(config: FederationConfig, parameters: int) -> float:
+    """As configured, or twice what honest training moves; from what coordinator and sites know alike.
 
     AdamW moves a number by about its learning rate a step, and as a random walk over many: learning rate times the root
     of steps times parameters. Measured honest norms are 0.5 to 1.4 times that. A site takes the steps of
     ``privacy.site_patients`` patients, or ``training.local_steps``; no other number of it is known.
     """
-    if sum(member.role == "train" for member in config.members.values()) < 2:
-        return math.inf  # nobody to protect from anybody, and a pooled cohort takes more steps than one site's
     if config.aggregation.clip_norm is not None:
         return config.aggregation.clip_norm
     training = config.training

@@ -142,7 +142,7 @@ class Closing:
             round=state.round,
             what=f"evaluation ({split})",
         )
-        return None if total.withheld else total
+        return total if total.values and not total.withheld else None
 
     def farewell(self, state: ServerState, chosen: Chosen) -> None:
         """Hand every site that is there the selected model, with its threshold and calibration."""

@@ -35,9 +35,10 @@ from momkd_fl.federation.selection import learn_panel
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.strategy import make_strategy, restore_optimiser
 from momkd_fl.federation.student import Layout, initial_memory, initial_weights, layout_of, reply_shapes, shape_of
+from momkd_fl.federation.sum_bounds import must_be_summable
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_parts import select_parts
-from momkd_fl.federation.sums import SecureSums, must_be_summable
+from momkd_fl.federation.sums import SecureSums
 from momkd_fl.federation.vault import CLEAR, Vault
 from momkd_fl.federation.watch import Watch
 from momkd_fl.model.momkd import architecture_hash
@@ -234,7 +235,7 @@ class Coordinator:
         with self.watch.phase("init"):
             start = Start(self.config, self.grid, run, trainers, genomic, self.secure, state.members)
             state = initialise(state, start, lambda sentence: self.watch.say(sentence, "initialise"))
-        return state, planned
+        return state.after(started=start.started), planned
 
     def _panel(self, run: str, hellos: dict[str, HelloReply]) -> tuple[str, ...]:
         """The panel named, or learnt from the training patients of the training sites alone."""
@@ -260,7 +261,9 @@ class Coordinator:
         assert self.secure is not None
         parts = select_parts(self.config, len(body.candidates))
         members = {site: hello.model_dump() for site, hello in hellos.items()}
-        total = self.secure.must(SELECT, body, {}, parts, sites, members=members, run=run, what="genes.panel 'learnt'")
+        total = self.secure.must(
+            SELECT, body, {}, parts, sites, members=members, run=run, what="genes.panel 'learnt'", everyone=True
+        )
         wanted = {part.source.removeprefix("statistics.") for part in parts}
         gates = {part.gate for part in parts}
         held = all(sum(gate in hellos[site].holds for site in sites) >= HOLDERS_MIN for gate in gates if gate)

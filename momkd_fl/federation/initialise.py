@@ -27,7 +27,7 @@ from momkd_fl.federation.private_plan import anchors_release, least_counts, mean
 from momkd_fl.federation.site_sums import combined, gene_sums
 from momkd_fl.federation.state import ServerState
 from momkd_fl.federation.sum_parts import start_parts
-from momkd_fl.federation.sums import SecureSums
+from momkd_fl.federation.sums import SecureSums, Total
 from momkd_fl.model.memory import SPACE
 from momkd_fl.privacy.mechanism import Release
 
@@ -41,7 +41,11 @@ _INCLUDED = "included."
 
 @dataclass(frozen=True)
 class Start:
-    """Who takes part in the initialisation, and how to ask them."""
+    """Who takes part in the initialisation, and how to ask them.
+
+    ``started``: the sites behind the sums of each step so far; a site that comes later trains in what came of them, and
+    is told it, as the others are.
+    """
 
     config: FederationConfig
     grid: SiteGrid
@@ -52,6 +56,7 @@ class Start:
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     included: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """By site, whether its genomes of each class (C,) are in the last sums of anchors: 0 if withheld, or none."""
+    started: dict[str, list[str]] = field(default_factory=dict)
 
     def sums(self, step: str, iteration: int, sites: Collection[str], arrays: Arrays, shapes: Shapes) -> Flat:
         """Ask ``sites`` for one step's sums and add them; with ``secure``, only their sum is seen.
@@ -69,6 +74,7 @@ class Start:
             check_start(site, step, statistics, self.release(shapes))
 
         body = Initialise.model_validate({"step": step, "iteration": iteration})
+        self.started[step] = sorted(sites)
         if self.secure is not None:
             return self._secure_sums(self.secure, body, sites, arrays, shapes)
         wait_s = self.config.rounds.deadline_s
@@ -105,7 +111,10 @@ class Start:
     def _secure_sums(
         self, secure: SecureSums, body: Initialise, sites: Collection[str], arrays: Arrays, shapes: Shapes
     ) -> Flat:
-        """As :meth:`sums`, over the sites that stayed; zeros for a class that fewer than three of them hold."""
+        """As :meth:`sums`, and as there over all of the sites; zeros for a class that fewer than three of them hold.
+
+        Two steps over different sites would tell of the one that left: its patients are ``n`` less ``n``.
+        """
         total = secure.must(
             INITIALISE,
             body,
@@ -115,10 +124,17 @@ class Start:
             members=self.members,
             run=self.run,
             what=f"initialisation step '{body.step}'",
+            everyone=True,
         )
         if body.step == "anchors":
-            self.included.update({site: self._holds(site, site in total.survivors) for site in sites})
+            self.included.update({site: self._gave(site, total) for site in sites})
         found = total.group("statistics")
+        if body.step in ("scaling", "moments") and not found:
+            raise UserError(
+                "sum-failed",
+                f"initialisation step '{body.step}': fewer than three sites have genomics of enough patients, so that "
+                "no sum of them is seen. Set memory.genomics: false, or agree on 'plain'.",
+            )
         return {name: np.asarray(found.get(name, np.zeros(shape)), np.float64) for name, shape in shapes.items()}
 
     def tell(self, sites: Collection[str], arrays: Arrays) -> None:
@@ -135,10 +151,11 @@ class Start:
             arrays=arrays,
         )
 
-    def _holds(self, site: str, stayed: bool) -> NDArray[np.float32]:
-        """Which classes' genomes a site has given to a secure sum, by its greeting."""
-        held = self.members[site].get("holds", ())
-        return np.array([stayed and f"class.{c}.genomics" in held for c in range(self.config.classes)], np.float32)
+    def _gave(self, site: str, total: Total) -> NDArray[np.float32]:
+        """Which classes' genomes of a site are in a secure sum."""
+        held = set(self.members[site]["holds"]) - total.lacking.get(site, set())
+        gates = held if site in total.survivors else set()
+        return np.array([f"class.{c}.genomics" in gates for c in range(self.config.classes)], np.float32)
 
     def tell_space(self, space: Mapping[str, NDArray[np.float32]]) -> None:
         """Send the genomic space, and what belongs to it where genomes are trained on."""

@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -176,6 +176,8 @@ class EvaluateReply(Body):
     cohort: Cohort
 
 
+Holding = Annotated[str, Field(pattern=r"^(genomics|validation|test|class\.\d{1,3}(\.genomics)?)$")]
+"""What a site can contribute to a part of a sum (sum_parts.py)."""
 Question = Literal["select", "initialise", "train", "evaluate"]
 
 
@@ -188,7 +190,14 @@ class Join(Body):
 
 
 class JoinReply(Body):
-    """The answer is ready; the site's keys travel as bytes."""
+    """The answer is ready, and the site's keys travel as bytes; or the site takes no part, and says what it lacks."""
+
+    withholds: list[Holding] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Of what the sum lists the site for, classes and splits that its gate withholds; then no keys "
+        "come, and the coordinator writes another list.",
+    )
 
 
 class Deal(Body):

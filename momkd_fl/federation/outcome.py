@@ -220,6 +220,7 @@ def _protection(config: FederationConfig, outcome: Outcome, origin: Origin) -> P
         memory_conditional=trained.conditional,
         noise_sites=trained.noise_sites,
         alone_epsilon=_finite(trained.alone_epsilon),
+        started=outcome.state.started,
         slots_released={
             name: float(np.mean(moved))
             for name, moved in outcome.state.released.items()

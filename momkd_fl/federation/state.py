@@ -63,7 +63,8 @@ class ServerState:
     """State of round ``round``: weights, memory and server optimiser belong together.
 
     ``weights`` flat float32 by branch; ``memory`` slots and anchors; ``space`` the fixed genomic space; ``released``
-    which ``anchors`` and ``slots`` (C, K) any release has ever moved, and ``slots_<modality>`` which by that modality.
+    which ``anchors`` and ``slots`` (C, K) any release has ever moved, and ``slots_<modality>`` which by that modality;
+    ``started`` the sites behind each step of the start.
     """
 
     run: str
@@ -80,6 +81,7 @@ class ServerState:
     history: tuple[RoundRecord, ...] = ()
     best: Best | None = None
     seed: int = 0
+    started: dict[str, list[str]] = field(default_factory=dict)
 
     def after(self, **changes: Any) -> ServerState:
         """A copy with some fields replaced."""
@@ -102,6 +104,7 @@ def save(path: Path, state: ServerState, vault: Vault = CLEAR) -> None:
         "architecture": state.architecture,
         "panel": list(state.panel),
         "members": state.members,
+        "started": state.started,
         "history": [dataclasses.asdict(record) for record in state.history],
     }
     if state.best is not None:
@@ -151,6 +154,7 @@ def _read(tensors: Arrays, meta: dict[str, Any]) -> ServerState:
         history=tuple(RoundRecord(**record) for record in meta["history"]),
         best=best,
         seed=meta["seed"],
+        started=meta.get("started", {}),
         **{group: _under(tensors, f"{group}/") for group in _GROUPS},
     )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.evaluation.metrics import ScoreHistogram
+from momkd_fl.federation.aggregation import public_norm
 from momkd_fl.federation.messages import Arrays, Body, EvaluateReply, TrainReply
 from momkd_fl.secagg.encoding import Encoding
 from momkd_fl.secagg.manifest import HOLDERS_MIN, SITES_COMPLETE_MAX, Segment
@@ -102,10 +103,9 @@ def sites_min(config: FederationConfig, parts: Iterable[Part]) -> int:
     return max(HOLDERS_MIN, config.privacy.noise_shares + 1) if shared else HOLDERS_MIN
 
 
-def update_bound(config: FederationConfig) -> float:
-    """Largest norm of the weight difference that goes into a sum."""
-    own = config.aggregation.clip_norm
-    return config.aggregation.update_limit if own is None else min(own, config.aggregation.update_limit)
+def update_encoding(config: FederationConfig, parameters: int, weight_max: float = 1.0) -> Encoding:
+    """Of a weight difference: the norm that it is clipped to bounds each number; a hair above it is rounding."""
+    return encoding(config, 1.001 * public_norm(config, parameters), weight_max)
 
 
 def train_parts(
@@ -124,8 +124,8 @@ def train_parts(
     weights : the sites' public weights other than 1
     """
     heaviest = max([1.0, *weights])
-    # a norm's bound holds for each number; a hair above it is rounding
-    width = encoding(config, 1.001 * update_bound(config), heaviest)
+    numbers = sum(math.prod(shape) for shape in shapes["update"].values())
+    width = update_encoding(config, numbers, heaviest)
     parts = [
         Part(f"update.{branch}", shape, width, gate=GENOMICS if branch == "genomics" else None, weighted=True)
         for branch, shape in shapes["update"].items()
@@ -180,14 +180,14 @@ def flat_answer(body: Body, arrays: Arrays) -> Flat:
 
 
 def mean_metrics(total: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
-    """Mean over the sites that measured it, by kind (``losses``, ``monitors``, ``seconds``) and name."""
+    """Mean over the sites that measured it, at least three; by kind (``losses``, ``monitors``, ``seconds``), name."""
     means: dict[str, dict[str, float]] = {"losses": {}, "monitors": {}, "seconds": {}}
     for source, names in (("metrics", METRICS), ("metrics.genomics", GENOMIC_METRICS)):
         if source not in total:
             continue
         for name, (value, sites) in zip(names, total[source].reshape(-1, 2), strict=True):
             kind, _, word = name.partition(".")
-            if sites >= 0.5:
+            if sites > HOLDERS_MIN - 0.5:
                 means[kind][word] = float(value / sites)
     return means
 

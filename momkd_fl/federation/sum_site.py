@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from momkd_fl.config.federation import FederationConfig
-from momkd_fl.config.policy import SmallNumbers
-from momkd_fl.data.cohort import Cohort
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
 from momkd_fl.federation.egress import Gate
@@ -50,10 +48,11 @@ from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.private_plan import released_in
 from momkd_fl.federation.site_outputs import unmeasured_row
 from momkd_fl.federation.student import reply_shapes
+from momkd_fl.federation.sum_bounds import bounded
+from momkd_fl.federation.sum_holdings import claimed, contributing, holdings, withheld
 from momkd_fl.federation.sum_keys import SumKeys
 from momkd_fl.federation.sum_numbers import SITE_FILE, SumNumbers
 from momkd_fl.federation.sum_parts import (
-    GENOMICS,
     Flat,
     Part,
     agreed_noise,
@@ -65,7 +64,6 @@ from momkd_fl.federation.sum_parts import (
     start_parts,
     start_shapes,
     train_parts,
-    update_bound,
 )
 from momkd_fl.privacy.accountant import Charge
 from momkd_fl.secagg.manifest import Manifest, Policy, read_manifest
@@ -95,6 +93,16 @@ class _Sum:
     last: tuple[str, bytes, bytes]
 
 
+@dataclass
+class _Answer:
+    """What the site answers to one question, until it is masked; ``asked`` is run, round and the question's digest."""
+
+    asked: tuple[str, int, bytes]
+    made: Flat
+    kept: Flat
+    charges: tuple[Charge, ...]
+
+
 class SumSite:
     """One site's part.
 
@@ -109,6 +117,7 @@ class SumSite:
         self._numbers = SumNumbers(participant.state_dir / SITE_FILE)
         self._sum: _Sum | None = None
         self._charges: tuple[Charge, ...] = ()
+        self._ready: _Answer | None = None
         self._work: dict[str, Callable[[Parcel[Any]], tuple[Any, Arrays]]] = {
             SELECT.name: participant.select,
             INITIALISE.name: participant.initialise,
@@ -153,7 +162,11 @@ class SumSite:
         return work
 
     def join(self, parcel: Parcel[Join]) -> tuple[JoinReply, Arrays]:
-        """Check the manifest, work out the answer, keep it, announce keys."""
+        """Check the manifest, work out the answer, keep it, announce keys.
+
+        Without keys, a list of what this site withholds and the manifest lists it for: it takes no part in this sum.
+        Its answer waits for the next sum of the same question, as it does where a sum ended before it was masked.
+        """
         message = _message(parcel, JOIN)
         if self._sum is not None and self._sum.last[:2] == (JOIN.name, _digest(message)):
             return JoinReply(), {SECAGG: {OUTGOING[JOIN.name]: _array(self._sum.last[2])}}
@@ -163,6 +176,9 @@ class SumSite:
         weights = _weights(asked)
         parts = self._parts(question, config, weights)
         policy, manifest = self._policy(config, keys, parcel.run, message, parts)
+        names = contributing(manifest, self._participant.site)
+        if lost := claimed(parts, names) - self._holdings(config):
+            return self._without(lost)
         arrays = {group: members for group, members in parcel.arrays.items() if group != SECAGG}
         model = question_digest(asked.question, asked.body, asked.site_weights, arrays, agreed_noise(config))
         try:
@@ -171,15 +187,25 @@ class SumSite:
             raise _refusal(problem) from None
         self._sum = None
         self._numbers.store(parcel.run, manifest.round_number)
-        made, charges = self._answer(question)
-        held = policy.holds | {part.name for part in parts if part.gate is None}
-        listed = {segment.name for segment in manifest.segments}
-        values = {part.name: part.of(made) for part in parts if part.name in held & listed}
+        answer = self._answer(question, model)
+        if lacking := withheld(parts, names, answer.made, answer.kept):
+            return self._without(lacking)
+        kept = bounded(answer.kept, config, parts)
+        values = {part.name: part.of(kept) for part in parts if part.name in names}
         own = asked.site_weights.get(self._participant.site, 1.0)
         weighted = {part.name: own for part in parts if part.weighted}
         last = (JOIN.name, _digest(message), reply)
-        self._sum = _Sum(parcel.run, asked.question, state, values, weighted, charges, last)
+        self._sum = _Sum(parcel.run, asked.question, state, values, weighted, answer.charges, last)
         return JoinReply(), {SECAGG: {OUTGOING[JOIN.name]: _array(reply)}}
+
+    def _without(self, gates: frozenset[str]) -> tuple[JoinReply, Arrays]:
+        """The answer of a site that holds less than the sum lists it for: how much less, and no keys."""
+        told = sorted(gates)
+        self._participant.say(
+            f"Small numbers: this site adds nothing of {', '.join(told)} to a secure sum that lists it for them, and "
+            "has said so. The coordinator writes another list."
+        )
+        return JoinReply(withholds=told), {}
 
     def step(self, kind: Kind[Any, Any]) -> Callable[[Parcel[Any]], Answer]:
         """The work behind one of the four later steps; the same message again gets the same bytes again."""
@@ -194,6 +220,8 @@ class SumSite:
                 )
             if now.last[:2] != (kind.name, _digest(message)):
                 self._advance(now, kind, message)
+                if kind is MASK:
+                    self._ready = None
             body = MaskReply(question=now.question) if kind is MASK else kind.reply()
             self._charges = now.charges if kind is MASK else ()
             return body, {SECAGG: {OUTGOING[kind.name]: _array(now.last[2])}}
@@ -221,15 +249,18 @@ class SumSite:
             raise UserError("sum-keys-missing", "This site has no signing key at hand, so it takes part in no sum.")
         return self._keys, config
 
-    def _answer(self, question: Parcel[Any]) -> tuple[Flat, tuple[Charge, ...]]:
-        """What the site would have sent, as the gate lets it go into a sum, and what it costs."""
-        kind = QUESTIONS[question.kind]
-        body, arrays = self._work[kind.name](question)
-        charges = self._participant.take_charges()
-        task = self._participant.task
-        body, arrays = self._gate.hold(kind, question, body, arrays, task=task, charges=charges)
-        made = flat_answer(body, arrays)
-        return _bounded(made, self._participant.config_of(question.run)), charges
+    def _answer(self, question: Parcel[Any], model: bytes) -> _Answer:
+        """What the site would have sent, as made and as the gate lets it go into a sum, and what it costs."""
+        asked = (question.run, question.round, model)
+        if self._ready is None or self._ready.asked != asked:
+            self._ready = None
+            kind = QUESTIONS[question.kind]
+            body, arrays = self._work[kind.name](question)
+            charges = self._participant.take_charges()
+            made, task = flat_answer(body, arrays), self._participant.task
+            body, arrays = self._gate.hold(kind, question, body, arrays, task=task, charges=charges)
+            self._ready = _Answer(asked, made, flat_answer(body, arrays), charges)
+        return self._ready
 
     def _parts(self, question: Parcel[Any], config: FederationConfig, weights: list[float]) -> list[Part]:
         """What the answer consists of, from this site's own plan."""
@@ -282,39 +313,6 @@ class SumSite:
     def _holdings(self, config: FederationConfig) -> frozenset[str]:
         cohort = self._participant.cohort_for(config)
         return holdings(cohort, config, self._gate.policy.small_numbers)
-
-
-def holdings(cohort: Cohort, config: FederationConfig, rules: SmallNumbers) -> frozenset[str]:
-    """Gates (sum_parts.py) that the site passes: it has genomics, or enough patients by its contract's own rules.
-
-    In a run with noise only ``genomics`` is told, which is public: whether a class has enough patients would not be.
-    """
-    found = {GENOMICS} if cohort.genes_available else set()
-    if config.privacy.active:
-        return frozenset(found)
-    least = max(rules.minimum_per_class, 1)
-    training = cohort.labelled("train")
-    for c in range(config.classes):
-        of_class = [patient for patient in training if patient.label == c]
-        if len(of_class) >= least:
-            found.add(f"class.{c}")
-        if sum(patient.genes is not None for patient in of_class) >= least:
-            found.add(f"class.{c}.{GENOMICS}")
-    for split in ("validation", "test"):
-        labels = [patient.label for patient in cohort.labelled(split)]
-        if rules.scores != "withheld" and all(labels.count(c) >= least for c in range(config.classes)):
-            found.add(split)
-    return frozenset(found)
-
-
-def _bounded(made: Flat, config: FederationConfig) -> Flat:
-    """The answer with its weight difference scaled to the public bound, direction kept."""
-    branches = [name for name in made if name.startswith("update.")]
-    norm = float(np.sqrt(sum(float(np.vdot(made[name], made[name])) for name in branches)))
-    share = min(1.0, update_bound(config) / max(norm, 1e-12))
-    if share == 1.0:
-        return made
-    return {**made, **{name: np.asarray(made[name], np.float64) * share for name in branches}}
 
 
 def _question(parcel: Parcel[Join]) -> Parcel[Any]:

@@ -34,13 +34,16 @@ from momkd_fl.federation.sum_parts import Flat, Part, agreed_noise, assembled, q
 from momkd_fl.federation.watch import Watch
 from momkd_fl.secagg import aggregator
 from momkd_fl.secagg.aggregator import Collecting, Outgoing
-from momkd_fl.secagg.manifest import HOLDERS_MIN, SITES_COMPLETE_MAX, Manifest, least_threshold
+from momkd_fl.secagg.manifest import Manifest, least_threshold
 from momkd_fl.secagg.refusal import SecAggError
 from momkd_fl.secagg.unmasking import Sum
 
 FILE: Final = "sums.json"
+LISTINGS: Final = 3
+"""How often a sum's lists of holders are written; then it goes on without whoever lacks what it is listed for."""
 ATTEMPTS: Final = 3
 """How often a sum of the start or the end is begun; a round of training is repeated as long as the run goes on."""
+WITHHELD: Final = "refused:sum-withheld"
 _FIELDS: Final = {kind.name: kind.request() for kind in SUM_STEPS[1:]}
 
 
@@ -53,11 +56,13 @@ class Total:
     survivors : the sites in it
     values : sums by source (``update.histology``), in float64; zeros for a withheld class
     withheld : parts that fewer than three sites hold
+    lacking : by site, gates of which it withheld in this sum what its greeting said it holds
     """
 
     survivors: tuple[str, ...]
     values: Flat
     withheld: tuple[str, ...]
+    lacking: Mapping[str, set[str]] = field(default_factory=dict)
 
     def group(self, name: str) -> Flat:
         """Sums of one group of arrays, by member."""
@@ -66,10 +71,14 @@ class Total:
 
 @dataclass
 class Attempt:
-    """How one sum went: ``total`` is None where too few sites stayed; ``states`` as in strategy.Contributions."""
+    """How one sum went: ``total`` is None where too few sites stayed; ``states`` as in strategy.Contributions.
+
+    ``lacking``: by site, gates of which it withholds in this sum what its greeting said it holds.
+    """
 
     states: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    lacking: dict[str, set[str]] = field(default_factory=dict)
     total: Total | None = None
 
 
@@ -100,22 +109,23 @@ class SecureSums:
         members: Mapping[str, Mapping[str, Any]],
         run: str,
         round: int,
+        everyone: bool = False,
     ) -> Attempt:
-        """One sum over ``sites``.
+        """One sum over ``sites``; over nobody, and without a message, where no part has three holders.
 
         Parameters
         ----------
         members : the sites' greetings, which say what each can contribute to
         round : of training; the sum's own number is another
+        everyone : whether no site may drop out: then no sum over fewer is ever unmasked
 
         Raises
         ------
         UserError
             ``sum-too-few-sites``, ``sum-not-listed``.
         """
-        attempt = Attempt(dict.fromkeys(sorted(sites), "missing"))
         if len(sites) < sites_min(self._config, parts):
-            return attempt
+            return Attempt(dict.fromkeys(sorted(sites), "missing"))
         join = Join.model_validate(
             {
                 "question": kind.name,
@@ -123,21 +133,21 @@ class SecureSums:
                 "site_weights": {s: w for s, w in self._config.strategy.site_weights.items() if w != 1.0},
             }
         )
-        manifest = self._manifest(join, arrays, parts, sites, members, run)
-        signed = manifest.signed(self._keys.identity)
-        try:
-            state, out = aggregator.begin(signed, self._keys.peers().identities, self._keys.identity)
-        except SecAggError as problem:
-            raise UserError(
-                "sum-not-listed",
-                f"A secure sum cannot begin: {problem}. The consortium's allow-list must name every member's signing "
-                "key.",
-            ) from None
-        found = self._steps(state, out, join, arrays, attempt, run=run, round=round)
+        lacking: dict[str, set[str]] = {}
+        for left in reversed(range(LISTINGS)):
+            attempt = Attempt(dict.fromkeys(sorted(sites), "missing"), lacking=lacking)
+            held = {site: set(members[site]["holds"]) - lacking.get(site, set()) for site in sites}
+            manifest = self._manifest(join, arrays, parts, held, run, everyone=everyone)
+            if manifest is None:
+                attempt.total = Total((), {}, ())
+                return attempt
+            found = self._summed(manifest, join, arrays, attempt, run=run, round=round, relist=left > 0)
+            if WITHHELD not in attempt.states.values():
+                break
         if found is not None:
             self._tell_withheld(found, sites_min(self._config, parts))
             values = assembled(parts, found.values, self._config.classes)
-            attempt.total = Total(found.survivors, values, found.withheld)
+            attempt.total = Total(found.survivors, values, found.withheld, lacking)
             for site in attempt.states:
                 if site in found.survivors:
                     attempt.states[site] = "trained"
@@ -155,8 +165,9 @@ class SecureSums:
         run: str,
         round: int = 0,
         what: str,
+        everyone: bool = False,
     ) -> Total:
-        """A sum without which the run cannot go on; begun up to three times.
+        """A sum without which the run cannot go on; begun up to three times. ``everyone`` as in :meth:`ask`.
 
         Raises
         ------
@@ -172,7 +183,9 @@ class SecureSums:
             )
         lost: dict[str, str] = {}
         for _ in range(ATTEMPTS):
-            attempt = self.ask(kind, body, arrays, parts, sites, members=members, run=run, round=round)
+            attempt = self.ask(
+                kind, body, arrays, parts, sites, members=members, run=run, round=round, everyone=everyone
+            )
             if attempt.total is not None:
                 return attempt.total
             lost |= attempt.dropped
@@ -188,37 +201,52 @@ class SecureSums:
         join: Join,
         arrays: Arrays,
         parts: Collection[Part],
-        sites: Collection[str],
-        members: Mapping[str, Mapping[str, Any]],
+        held: Mapping[str, Collection[str]],
         run: str,
-    ) -> Manifest:
-        """The next sum's manifest, its number on disk; without the parts that fewer than three sites hold."""
-        participants = tuple(sorted(sites))
-        segments, least = [], sites_min(self._config, parts)
+        *,
+        everyone: bool,
+    ) -> Manifest | None:
+        """The next sum's manifest, its number on disk; without the parts that fewer than three sites hold.
+
+        ``held``: by site, the gates that it passes. None where no part is left.
+        """
+        participants = tuple(sorted(held))
+        segments, needed = [], sites_min(self._config, parts)
         for part in parts:
             holders = None
             if part.gate is not None:
-                holders = tuple(site for site in participants if part.gate in members[site]["holds"])
-                if len(holders) < least:
-                    self._tell(part.gate, len(holders), least)
+                holders = tuple(site for site in participants if part.gate in held[site])
+                if len(holders) < needed:
+                    self._tell(part.gate, len(holders), needed)
                     continue
             segments.append(part.segment(holders))
+        if not segments:
+            return None
         number = self._numbers.last(run) + 1
         self._numbers.store(run, number)
         model = question_digest(join.question, join.body, join.site_weights, arrays, agreed_noise(self._config))
-        threshold = max(least_threshold(len(participants)), self._config.aggregation.threshold or 0)
-        if not segments or threshold > len(participants):
+        least = len(participants) if everyone else 0
+        threshold = max(least_threshold(len(participants)), self._config.aggregation.threshold or 0, least)
+        if threshold > len(participants):
             raise UserError(
                 "sum-too-few-sites",
-                f"A secure sum over {len(participants)} sites cannot begin: "
-                + ("nothing is held by three of them." if not segments else f"aggregation.threshold is {threshold}."),
+                f"A secure sum over {len(participants)} sites cannot begin: aggregation.threshold is {threshold}.",
             )
         return Manifest(run, number, model, participants, threshold, tuple(segments))
 
-    def _steps(
-        self, state: Collecting, out: Outgoing, join: Join, arrays: Arrays, attempt: Attempt, *, run: str, round: int
+    def _summed(
+        self, manifest: Manifest, join: Join, arrays: Arrays, attempt: Attempt, *, run: str, round: int, relist: bool
     ) -> Sum | None:
-        """All five; None once too few are left."""
+        """One manifest's sum; None once too few are left, or, with ``relist``, where a site lacks what it is in for."""
+        signed = manifest.signed(self._keys.identity)
+        try:
+            state, out = aggregator.begin(signed, self._keys.peers().identities, self._keys.identity)
+        except SecAggError as problem:
+            raise UserError(
+                "sum-not-listed",
+                f"A secure sum cannot begin: {problem}. The consortium's allow-list must name every member's signing "
+                "key.",
+            ) from None
         for kind in SUM_STEPS:
             body = join if kind is JOIN else _FIELDS[kind.name]
             wait_s = self._config.rounds.deadline_s if kind is JOIN else self._config.aggregation.step_deadline_s
@@ -231,6 +259,8 @@ class SecureSums:
             for reply in self._grid.send_and_receive(outgoing, timeout=wait_s):
                 site = self._grid.sites[reply.metadata.src_node_id]
                 state = self._take(state, kind, site, reply, attempt, run, round)
+            if relist and kind is JOIN and WITHHELD in attempt.states.values():
+                return None
             for site in state.missing:
                 attempt.dropped.setdefault(site, f"step '{kind.name}': {_why(attempt.states[site])}")
             try:
@@ -252,6 +282,9 @@ class SecureSums:
         try:
             parcel = messages.open_reply(reply, kind, site, run=run, round=round)
             found = parcel.arrays.get(SECAGG, {})
+            if kind is JOIN and parcel.body.withholds:
+                self._without(site, parcel.body.withholds, attempt)
+                return state
             if set(found) != {OUTGOING[kind.name]}:
                 raise UserError("message-schema", f"site {site}: '{kind.name}' came without '{OUTGOING[kind.name]}'.")
             return aggregator.receive(state, found[OUTGOING[kind.name]].tobytes())
@@ -260,6 +293,19 @@ class SecureSums:
         except SecAggError:
             attempt.states[site] = "refused:sum-refused"
         return state
+
+    def _without(self, site: str, gates: list[str], attempt: Attempt) -> None:
+        """A site that lacks what the sum lists it for; said once a run for the same."""
+        attempt.states[site] = WITHHELD
+        attempt.lacking.setdefault(site, set()).update(gates)
+        told = ", ".join(sorted(gates))
+        if f"{site} {told}" not in self._said:
+            self._said.add(f"{site} {told}")
+            self._watch.say(
+                f"site {site} withholds {told}, where it finds too few patients: the sum is formed without its part.",
+                "sum_withheld",
+                level="warning",
+            )
 
     def _tell_withheld(self, found: Sum, least: int) -> None:
         for name in found.withheld:
@@ -277,29 +323,6 @@ class SecureSums:
                 "sum_left_out",
                 level="warning",
             )
-
-
-def must_be_summable(config: FederationConfig) -> None:
-    """Refuse a run of secure sums that could never end a round.
-
-    Raises
-    ------
-    UserError
-        ``sum-too-few-sites``, ``sum-too-many-sites``.
-    """
-    training = [name for name, member in config.members.items() if member.role == "train"]
-    least = max(HOLDERS_MIN, config.privacy.noise_shares + 1, config.rounds.quorum, config.aggregation.threshold or 0)
-    if len(training) < least:
-        raise UserError(
-            "sum-too-few-sites",
-            f"aggregation 'secagg' needs {least} training members, and there are {len(training)}: a sum over fewer "
-            "tells the members of each other.",
-        )
-    if len(training) > SITES_COMPLETE_MAX:
-        raise UserError(
-            "sum-too-many-sites",
-            f"aggregation 'secagg' is for up to {SITES_COMPLETE_MAX} training members; there are {len(training)}.",
-        )
 
 
 def _alike(out: Outgoing) -> dict[bytes, list[str]]:

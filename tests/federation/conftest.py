@@ -24,7 +24,7 @@ from momkd_fl.config.base import load
 from momkd_fl.config.federation import FederationConfig
 from momkd_fl.config.site import SiteConfig
 from momkd_fl.federation.client import make_client_app
-from momkd_fl.federation.egress import simulation_gate
+from momkd_fl.federation.egress import Gate, simulation_gate
 from momkd_fl.federation.local import LocalGrid
 from momkd_fl.federation.participant import Participant
 from momkd_fl.federation.simulate import simulation_keys
@@ -258,10 +258,12 @@ class InProcess:
     said: dict[str, list[str]]
     keys: dict[str, SumKeys]
 
-    def grid(self) -> UnreliableGrid:
+    def grid(self, gates: dict[str, Gate] | None = None) -> UnreliableGrid:
+        """The sites behind their own gates, or those of a simulation."""
+        gates = {site: simulation_gate(site) for site in self.participants} | (gates or {})
         apps = {
             site: (
-                make_client_app(participant, participant.say, gate=simulation_gate(site), keys=self.keys[site]),
+                make_client_app(participant, participant.say, gate=gates[site], keys=self.keys[site]),
                 Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}),
             )
             for site, participant in self.participants.items()

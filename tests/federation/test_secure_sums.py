@@ -16,7 +16,7 @@ from momkd_fl.federation.coordinator import Coordinator
 from momkd_fl.federation.messages import SUM_STEPS
 from momkd_fl.federation.outcome import Circumstances, results_of
 from momkd_fl.federation.simulate import COORDINATOR
-from momkd_fl.federation.sum_parts import encoding, update_bound
+from momkd_fl.federation.sum_parts import update_encoding
 from momkd_fl.federation.sums import FILE
 from momkd_fl.federation.watch import unwatched
 from momkd_fl.synth.cohort import SynthSite, write_consortium
@@ -32,6 +32,8 @@ FOUR = {site.name: "train" for site in SITES[:4]}
 THREE = dict.fromkeys(("ash", "birch", "cedar"), "train")
 BARE: dict[str, Any] = {"memory": {"source": "random", "slots": 2, "genomics": False}}
 """Nothing is summed before round 1, so that both runs begin from the same bits."""
+
+SLOTS_ONLY: dict[str, Any] = {"memory": {"source": "labels", "mode": "momentum", "slots": 1, "genomics": False}}
 
 
 def rounds(count: int = 1) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def test_no_site_s_numbers_reach_the_coordinator(in_process: Any, seven: Path, t
         found[how] = sum(each in wire or each in files for each in planted)
         if how == "secagg":
             bodies = {kind: str(reply.content["envelope"]["body"]) for kind, _, reply in run.grid.replies}
-            assert bodies["join"] == bodies["deal"] == bodies["consent"] == bodies["unmask"] == "{}"
+            assert bodies["join"] == '{"withholds":[]}'
+            assert bodies["deal"] == bodies["consent"] == bodies["unmask"] == "{}"
             assert set(json.loads(bodies["mask"])) == {"question"}
             assert "train" not in bodies
     assert found["plain"] > 20, "the search can find them"
@@ -193,12 +196,24 @@ def test_a_site_that_drops_out_at_a_step(
     assert record.states == {**dict.fromkeys(FOUR, "trained"), "fir": "trained" if inside else "missing"}
     assert f"fir dropped out at step '{step}'" in run.said
     sites = 4 if inside else 3
-    bound = encoding(made.config, 1.001 * update_bound(made.config)).error_max(4) / sites
+    numbers = sum(value.size for value in run.state.weights.values())
+    bound = update_encoding(made.config, numbers).error_max(4) / sites
     plain = plain_rounds[inside].state.weights["histology"]
     found = run.state.weights["histology"]
     rounding = np.spacing(np.abs(plain))
     assert (np.abs(found.astype(np.float64) - plain) <= bound + 2 * rounding).all()
     assert (plain_rounds[True].state.weights["histology"] != plain_rounds[False].state.weights["histology"]).any()
+
+
+def test_a_run_clips_as_a_plain_one_does(in_process: Any, seven: Path, plain_rounds: dict[bool, Run]) -> None:
+    limits = {"clip_norm": 0.005, "patients_max": 5.0}
+    plain, secure = (
+        Run(in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation={"kind": how, **limits}, **BARE))
+        for how in ("plain", "secagg")
+    )
+    close(secure.state, plain.state, 1e-6)
+    unclipped = plain_rounds[True].state.weights["histology"]
+    assert np.abs(plain.state.weights["histology"] - unclipped).max() > 1e-4, "the bound is felt"
 
 
 def test_below_the_threshold_the_round_is_begun_again_with_a_new_number(
@@ -213,7 +228,8 @@ def test_below_the_threshold_the_round_is_begun_again_with_a_new_number(
             return False
         return True
 
-    run = Run(in_process(THREE, hospitals=seven, rounds=rounds(), aggregation="secagg", **BARE), answers)
+    memory = {**BARE["memory"], "slots": 1}  # no slot is small, so that no list of holders is written twice
+    run = Run(in_process(THREE, hospitals=seven, rounds=rounds(), aggregation="secagg", memory=memory), answers)
     assert "Round 1: too few sites stayed to the end of the secure sum." in run.said
     assert [record.states for record in run.state.history] == [dict.fromkeys(THREE, "trained")]
     numbers = json.loads((run.made.config.output_dir / FILE).read_text())
@@ -232,6 +248,37 @@ def test_a_learnt_panel_is_the_same(in_process: Any, seven: Path, task: None) ->
     )
     assert len(secure) == 8
     assert secure == plain
+
+
+def test_the_start_needs_every_site_and_is_never_unmasked_over_fewer(in_process: Any, seven: Path, task: None) -> None:
+    """Four could do without one in a round. Whoever is back for the second sum of a step is in the start."""
+    lost: list[str] = []
+
+    def once(kind: str, number: int, site: str) -> bool:
+        if (kind, number, site) == ("mask", 0, "ash") and not lost:
+            lost.append(site)
+            return False
+        return True
+
+    run = Run(in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation="secagg"), once)
+    assert lost
+    protection = results_of(run.made.config, run.outcome, Circumstances("simulation", 1.0, 1.0)).protection
+    genomic = ["ash", "birch", "cedar"]
+    assert protection.started == {**dict.fromkeys(("scaling", "moments", "anchors"), genomic), "slots": sorted(FOUR)}
+
+    made = in_process(FOUR, hospitals=seven, rounds=rounds(), aggregation="secagg", **SLOTS_ONLY)
+    seen: list[str] = []
+
+    def never(kind: str, number: int, site: str) -> bool:
+        seen.append(kind)
+        return (kind, number, site) != ("mask", 0, "fir")
+
+    with pytest.raises(UserError, match="fir at step 'mask'") as caught:
+        Run(made, never)
+    assert caught.value.code == "sum-failed"
+    assert seen.count("mask") == 3 * len(FOUR)
+    assert "unmask" not in seen
+    assert "consent" not in seen
 
 
 def test_genomics_of_fewer_than_three_sites_is_refused(in_process: Any, seven: Path, task: None) -> None:

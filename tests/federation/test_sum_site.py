@@ -32,9 +32,10 @@ from momkd_fl.federation.messages import (
 )
 from momkd_fl.federation.simulate import COORDINATOR
 from momkd_fl.federation.student import initial_memory, initial_weights, layout_of, reply_shapes, shape_of
+from momkd_fl.federation.sum_holdings import holdings
 from momkd_fl.federation.sum_numbers import SITE_FILE, SumNumbers
 from momkd_fl.federation.sum_parts import Part, assembled, encoding, question_digest, train_parts
-from momkd_fl.federation.sum_site import SumSite, holdings
+from momkd_fl.federation.sum_site import SumSite
 from momkd_fl.model.momkd import architecture_hash
 from momkd_fl.secagg import aggregator
 from momkd_fl.secagg.encoding import Encoding
@@ -101,7 +102,7 @@ def table(in_process: Any, tmp_path: Path) -> Table:
         tmp_path,
         rounds={"count": 1, "quorum": 3},
         aggregation="secagg",
-        memory={"slots": 2, "source": "random", "genomics": False},
+        memory={"slots": 1, "source": "random", "genomics": False},
     )
     sites, holds = {}, {}
     shared = made.config.model_dump(mode="json", include=set(SHARED_SECTIONS))
