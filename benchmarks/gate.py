@@ -50,7 +50,7 @@ class Site:
         where = Egress.model_validate({name: folder / name for name in names})
         key = create_signing_key(folder, "ash")
         policy = contract_for(
-            "ash", "train", coordinator_sha256="0" * 64, runs=["*"], expires=date(2999, 1, 1),
+            "ash", "train", coordinator_sha256="0" * 64, runs=["*"], tasks=["*"], expires=date(2999, 1, 1),
             small_numbers=SmallNumbers(scores="cells"), budget=Budget(epsilon=50.0),
         )  # fmt: skip
         Books.create(where, key, "ash", policy.budget)

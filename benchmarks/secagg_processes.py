@@ -279,7 +279,7 @@ def _gate(site: str, keys: Path, numbers: int) -> Gate:
         {name: folder / name for name in ("policy", "signing_key", "ledger", "odometer", "publications")}
     )
     policy = contract_for(
-        site, "train", coordinator_sha256=certificate_sha256(keys / "server" / "server.crt"), runs=["*"],
+        site, "train", coordinator_sha256=certificate_sha256(keys / "server" / "server.crt"), runs=["*"], tasks=["*"],
         expires=datetime.now(UTC).date() + timedelta(days=1), numbers_max=2 * numbers + 1000,
         small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1),
     )  # fmt: skip

@@ -51,7 +51,15 @@ def provision(keys: Path, name: str, sites: list[str]) -> None:
 
 
 def write_site(
-    path: Path, source: Path, keys: Path, port: int, state: Path, *, runs: tuple[str, ...] = (ANY,), **sections: Any
+    path: Path,
+    source: Path,
+    keys: Path,
+    port: int,
+    state: Path,
+    *,
+    runs: tuple[str, ...] = (ANY,),
+    tasks: tuple[str, ...] = (ANY,),
+    **sections: Any,
 ) -> None:
     """The site's file for ``momkd-client``: the data section of ``source`` plus connection, certificates and state.
 
@@ -67,12 +75,12 @@ def write_site(
         "tls": _tls(keys, site),
         "consortium": _consortium(keys, site),
         "telemetry": {"log": str(state / "log.jsonl")},
-        "egress": _egress(keys, site, raw.get("role", "train"), runs),
+        "egress": _egress(keys, site, raw.get("role", "train"), runs, tasks),
     }
     _write(path, raw | sections)
 
 
-def _egress(keys: Path, site: str, role: str, runs: tuple[str, ...]) -> dict[str, str]:
+def _egress(keys: Path, site: str, role: str, runs: tuple[str, ...], tasks: tuple[str, ...]) -> dict[str, str]:
     """The section ``egress`` with what it names, made where it is not there yet."""
     from momkd_fl.federation.books import Books  # imports Flower
     from momkd_fl.federation.contract import contract_for
@@ -93,6 +101,7 @@ def _egress(keys: Path, site: str, role: str, runs: tuple[str, ...]) -> dict[str
             role,
             coordinator_sha256=certificate_sha256(certificate),
             runs=list(runs),
+            tasks=list(tasks),
             expires=datetime.now(UTC).date() + timedelta(days=SYNTHETIC_DAYS),
             small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),
         )

@@ -132,7 +132,7 @@ def _prepare(layout: Layout, asked: dict[str, Any], fresh: bool) -> list[SynthSi
     for site in sites:
         source = layout.data / site.name / "site.yaml"
         state = layout.state(site.name)
-        write_site(layout.site_file(site.name), source, layout.keys, port, state, runs=("demo",))
+        write_site(layout.site_file(site.name), source, layout.keys, port, state, runs=("demo",), tasks=(TASK,))
     trainers = sum(site.role == "train" for site in sites)
     run = {
         "name": "demo",

@@ -24,6 +24,7 @@ def policy_options(parser: argparse.ArgumentParser) -> None:
         "--coordinator", type=Path, required=True, metavar="PEM", help="the coordinator's certificate, checked with it"
     )
     write.add_argument("--run", action="append", required=True, help="name of a run to take part in (repeatable)")
+    write.add_argument("--task", action="append", required=True, help="task to answer for, of data.tasks (repeatable)")
     write.add_argument(
         "--expires", type=date.fromisoformat, default=None, metavar="DAY", help=f"last day; default: in {DAYS} days"
     )
@@ -41,7 +42,7 @@ def run_policy(args: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        ``policy-exists``, ``egress-missing``, and what files and keys give rise to.
+        ``policy-exists``, ``policy-task``, ``egress-missing``, and what files and keys give rise to.
     """
     return {"write": _write, "explain": _explain, "sign": _sign}[args.action](args)
 
@@ -86,9 +87,17 @@ def _write(args: argparse.Namespace) -> int:
             "egress-missing",
             f"{args.site}: the section 'egress' is missing. Add it: it says where contract, key and books are to be.",
         )
+    unknown = [task for task in args.task if task not in site.data.tasks]
+    if unknown:
+        raise UserError(
+            "policy-task",
+            f"{args.site}: 'data.tasks' has no '{unknown[0]}', but {', '.join(site.data.tasks)}. Name one of those.",
+        )
     expires = args.expires or datetime.now(UTC).date() + timedelta(days=DAYS)
     sha256 = certificate_sha256(args.coordinator)
-    policy = contract_for(site.site, site.role, coordinator_sha256=sha256, runs=args.run, expires=expires)
+    policy = contract_for(
+        site.site, site.role, coordinator_sha256=sha256, runs=args.run, tasks=args.task, expires=expires
+    )
     if site.egress.policy.exists():
         raise UserError(
             "policy-exists", f"{site.egress.policy}: exists already. Change it there, or move it away yourself."

@@ -17,6 +17,7 @@ ANY: Final = "*"
 MINIMUM_CELL: Final = 11
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Run = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9_.-]{0,54})$")]
+Task = Annotated[str, Field(min_length=1)]
 Dtype = Literal["float32", "uint64", "uint8"]
 
 
@@ -110,6 +111,9 @@ class Policy(Strict):
         description="SHA-256 of the coordinator's TLS certificate; the site connects to no other.",
     )
     runs: list[Run] = Field(min_length=1, description="Names or ids of the runs; '*': any run of that coordinator.")
+    tasks: list[Task] = Field(
+        description="Tasks, as a run's settings name them, for which anything is sent; '*': any; []: none."
+    )
     expires: date = Field(description="Last day on which anything may leave (UTC).")
     messages: dict[str, MessageRule] = Field(description="Kinds of messages that may leave; any other is refused.")
     dp_required: PrivacyRequired = Field(default_factory=lambda: PrivacyRequired())

@@ -21,6 +21,7 @@ def sentences(policy: Policy) -> Iterator[str]:
         f"Site {policy.site} may answer {runs} of the coordinator whose certificate has the SHA-256 "
         f"{policy.coordinator_sha256}, and no other, up to and including {policy.expires.isoformat()} (UTC)."
     )
+    yield _tasks(policy.tasks)
     yield from _messages(policy)
     yield from _noise(policy)
     yield from _small(policy)
@@ -31,6 +32,14 @@ def sentences(policy: Policy) -> Iterator[str]:
         f"δ = {budget.delta:g}. The site then leaves the run. What leaves without noise is not in that sum."
     )
     yield "What is not named above is refused; the coordinator learns a code, and no reason."
+
+
+def _tasks(tasks: list[str]) -> str:
+    if ANY in tasks:
+        return "It answers for any task that its files have labels for."
+    if not tasks:
+        return "It answers for no task."
+    return f"It answers for these tasks and for no other: {', '.join(tasks)}."
 
 
 def _messages(policy: Policy) -> Iterator[str]:

@@ -64,6 +64,7 @@ NOT_THE_SITES = frozenset(
         "config-value",
         "contract-message",
         "contract-run",
+        "contract-task",
         "contract-times",
         "message-not-finite",
         "message-schema",

@@ -15,6 +15,7 @@ from momkd_fl.config.policy import ANY, Budget, MessageRule, Policy, SmallNumber
 from momkd_fl.errors import UserError
 from momkd_fl.federation.messages import (
     ARRAYS_BYTES_MAX,
+    FINISH,
     MASK,
     SUM_STEPS,
     Arrays,
@@ -102,6 +103,23 @@ def refuse_expired(policy: Policy, today: date) -> None:
         )
 
 
+def refuse_task(policy: Policy, kind: str, task: str) -> None:
+    """Refuse what is asked for a task that the contract does not name; a farewell may be for none.
+
+    Raises
+    ------
+    UserError
+        ``contract-task``.
+    """
+    if ANY in policy.tasks or task in policy.tasks or (kind == FINISH.name and not task):
+        return
+    raise UserError(
+        "contract-task",
+        f"Task {task!r} is none of those in the contract ({', '.join(policy.tasks) or 'there is none'}). Nothing was "
+        "sent. Add it to 'tasks' and sign the contract if the site wants to take part.",
+    )
+
+
 def refuse_question(policy: Policy, kind: str, run: str, sent: int, today: date) -> MessageRule:
     """Refuse what the contract would not let be answered, whatever the answer; else its rule for that kind.
 
@@ -144,12 +162,13 @@ def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *
     Raises
     ------
     UserError
-        As :func:`refuse_question`; ``contract-bytes``, ``contract-tensor``, ``contract-numbers``, ``contract-shape``,
-        ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``, ``contract-dp-noise``,
-        ``contract-summed``.
+        As :func:`refuse_question` and :func:`refuse_task`; ``contract-bytes``, ``contract-tensor``,
+        ``contract-numbers``, ``contract-shape``, ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``,
+        ``contract-dp-noise``, ``contract-summed``.
     """
     kind = outgoing.kind
     rule = refuse_question(policy, kind, outgoing.run, sent, today)
+    refuse_task(policy, kind, outgoing.task)
     _refuse_tensors(kind, rule, outgoing.arrays, summed=summed)
     _refuse_size(kind, rule, outgoing)
     _refuse_without_noise(policy, outgoing)
@@ -269,6 +288,7 @@ def contract_for(
     *,
     coordinator_sha256: str,
     runs: list[str],
+    tasks: list[str],
     expires: date,
     numbers_max: int = 5_000_000,
     small_numbers: SmallNumbers | None = None,
@@ -291,6 +311,7 @@ def contract_for(
         site=site,
         coordinator_sha256=coordinator_sha256,
         runs=runs,
+        tasks=tasks,
         expires=expires,
         messages=rules,
         small_numbers=small_numbers or SmallNumbers(),

@@ -20,11 +20,19 @@ from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
 from momkd_fl.federation.answering import answer
 from momkd_fl.federation.books import Books
-from momkd_fl.federation.contract import Outgoing, contract_for, load_contract, refuse_outside, refuse_question
+from momkd_fl.federation.contract import (
+    Outgoing,
+    contract_for,
+    load_contract,
+    refuse_outside,
+    refuse_question,
+    refuse_task,
+)
 from momkd_fl.federation.messages import (
     ANCHOR,
     ARRAYS_BYTES_MAX,
     FINISH,
+    HELLO,
     MASK,
     TRAIN,
     Arrays,
@@ -130,13 +138,16 @@ class Gate:
         Raises
         ------
         UserError
-            As :func:`~momkd_fl.federation.contract.refuse_question`; ``round-replayed``: the site has trained for a
+            As :func:`~momkd_fl.federation.contract.refuse_question`; ``contract-task`` for a greeting of another task,
+            before the site's files are read; ``round-replayed``: the site has trained for a
             later round of that run. (For the same round a coordinator may ask again, after it was restarted.)
         """
         kind, run, number = parcel.kind, parcel.run, parcel.round
         if kind == FINISH.name:  # a site that may not answer learns all the same that, and why, its part is over
             return
         refuse_question(self.policy, kind, run, self._sent.get((run, kind), 0), self._today())
+        if kind == HELLO.name:
+            refuse_task(self.policy, kind, str(parcel.body.federation.get("task", "")))
         newest = self._rounds.get(run, 0)
         if kind == TRAIN.name and number < newest:
             raise UserError(
@@ -278,6 +289,7 @@ def simulation_gate(site: str, watch: Watch | None = None) -> Gate:
         "train",
         coordinator_sha256=NOWHERE,
         runs=[ANY],
+        tasks=[ANY],
         expires=datetime.now(UTC).date() + timedelta(days=3650),
         numbers_max=_UNBOUNDED,
         small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),

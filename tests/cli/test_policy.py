@@ -41,7 +41,19 @@ def site(files: Any) -> Path:
 def write(files: Any, site: Path, *more: str) -> int:
     certificate = files.keys / "server" / "server.crt"
     return main.main(
-        ["policy", "write", "--site", str(site), "--coordinator", str(certificate), "--run", "small", *more]
+        [
+            "policy",
+            "write",
+            "--site",
+            str(site),
+            "--coordinator",
+            str(certificate),
+            "--run",
+            "small",
+            "--task",
+            "PR",
+            *more,
+        ]
     )
 
 
@@ -66,6 +78,12 @@ def test_write_explain_sign_check(files: Any, site: Path, capsys: pytest.Capture
     assert "The contract allows it" in capsys.readouterr().out
     assert write(files, site) == 2, "a contract is not overwritten"
     assert "policy-exists" in capsys.readouterr().err
+
+
+def test_a_task_without_labels_is_a_slip(files: Any, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert write(files, site, "--task", "PRR") == 2
+    assert "policy-task" in capsys.readouterr().err
+    assert not (files.root / "egress").exists()
 
 
 def test_an_edited_contract_is_refused(files: Any, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +135,18 @@ def test_settings_without_the_coordinator_s_file_are_the_site_s_own(files: Any) 
         16,
         2,
     )
+
+
+def test_a_dry_run_for_a_task_that_the_contract_lacks_says_so(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = files.keys / "ash" / "egress" / "policy.yaml"
+    policy.write_text(yaml.safe_dump({**yaml.safe_load(policy.read_text()), "tasks": ["HER2"]}))
+    main.main(["policy", "sign", str(policy), "--key", str(signing_key(files))])
+    asked = ["--site", str(files.site("ash")), "--dry-run", "--federation", str(files.federation)]
+    assert client.main([*asked, "--out", str(tmp_path / "out")]) == 1
+    assert "contract-task" in capsys.readouterr().out
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_under_a_narrow_contract_a_dry_run_says_what_is_stopped(

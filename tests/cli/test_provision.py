@@ -103,7 +103,7 @@ def test_a_kit_starts_a_site_that_made_its_own_keys(founded: Steps) -> None:
     assert Membership(own, config.tls, "ash").allow_list.version == 1
     template = kit / "policy.template.yaml"
     policy = policy_from(template.read_bytes(), template)
-    assert policy.messages == {}, "nothing is allowed before the site says so"
+    assert (policy.messages, policy.tasks) == ({}, []), "nothing is allowed before the site says so"
     assert policy.coordinator_sha256 == certificate_sha256(founded.certificates / "hub.crt")
     yaml.safe_load((kit / "client.yaml").read_text())
     founded.refused("kit-exists", "kit", *options, "--url", "https://hub.example", "--out", kit)

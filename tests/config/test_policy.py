@@ -17,6 +17,7 @@ BASE = Policy(
     site="ash",
     coordinator_sha256="ab" * 32,
     runs=["trial"],
+    tasks=["PR"],
     expires=date(2027, 3, 4),
     messages={"train": MessageRule(bytes_max=123_456, tensors={"update.histology": TensorRule(numbers_max=7_890)})},
 )
@@ -34,6 +35,9 @@ CHANGES = {
     "site": {"site": "birch"},
     "coordinator_sha256": {"coordinator_sha256": "cd" * 32},
     "runs": {"runs": ["*"]},
+    "tasks": {"tasks": ["PR", "HER2"]},
+    "any task": {"tasks": ["*"]},
+    "no task": {"tasks": []},
     "expires": {"expires": "2028-01-01"},
     "messages": {"messages": {}},
     "bytes": {"messages": {"train": {"bytes_max": 9, "tensors": {"update.histology": {"numbers_max": 7_890}}}}},

@@ -22,9 +22,20 @@ from momkd_fl.config.site import Egress
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Cohort, TaskCohort
 from momkd_fl.federation.books import Books
-from momkd_fl.federation.contract import TENSORS, contract_for, load_contract
+from momkd_fl.federation.contract import TENSORS, contract_for, load_contract, refuse_task
 from momkd_fl.federation.egress import Gate
-from momkd_fl.federation.messages import EVALUATE, KINDS, TRAIN, Evaluate, EvaluateReply, Parcel, Train, TrainReply, ask
+from momkd_fl.federation.messages import (
+    EVALUATE,
+    KINDS,
+    TRAIN,
+    Evaluate,
+    EvaluateReply,
+    Hello,
+    Parcel,
+    Train,
+    TrainReply,
+    ask,
+)
 from momkd_fl.federation.pinned import NOT_PINNED
 from momkd_fl.federation.transport import client_context, server_context
 from momkd_fl.privacy.accountant import GaussianReleases, PoissonSteps
@@ -40,7 +51,9 @@ BOTH = (GaussianReleases(2.0), PoissonSteps(3.0, 0.1, 5))
 
 def policy(**changes: Any) -> Policy:
     """A contract under which :func:`reply` may leave, with some lines changed: ``small_numbers__scores="exact"``."""
-    made = contract_for("ash", "train", coordinator_sha256="0" * 64, runs=["trial"], expires=date(2027, 1, 1))
+    made = contract_for(
+        "ash", "train", coordinator_sha256="0" * 64, runs=["trial"], tasks=["PR"], expires=date(2027, 1, 1)
+    )
     raw = made.model_dump(mode="json")
     for name, value in changes.items():
         *path, last = name.split("__")
@@ -124,6 +137,7 @@ def code_of(action: Callable[[], Any]) -> str:
 # each entry: the line, as in the file; what it is changed to; the code that refuses the message
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "runs": ({"runs": ["another"]}, "contract-run"),
+    "tasks": ({"tasks": ["HER2"]}, "contract-task"),
     "expires": ({"expires": "2026-05-31"}, "contract-expired"),
     "messages": ({"messages__train": None}, "contract-message"),
     "messages.bytes_max": ({"messages__train__bytes_max": 50}, "contract-bytes"),
@@ -299,6 +313,24 @@ def test_a_run_s_name_is_no_pattern() -> None:
     assert code_of(lambda: send(policy(runs=["tria"]))) == "contract-run"
     assert send(policy(runs=[RUN])).has_content()
     assert send(policy(runs=["*"])).has_content()
+
+
+def test_a_greeting_of_another_task_is_refused_before_any_file_is_read() -> None:
+    def greet(tasks: list[str], asked: dict[str, Any]) -> None:
+        Gate(policy(tasks=tasks), None, today=lambda: TODAY).refuse_question(
+            Parcel("hello", RUN, 0, Hello(federation=asked), {})
+        )
+
+    greet(["HER2", "PR"], {"task": "PR"})
+    greet(["*"], {"task": "ER"})
+    for tasks, asked in ((["HER2"], {"task": "PR"}), ([], {"task": "PR"}), (["HER2"], {}), (["HER2"], {"task": 7})):
+        assert code_of(lambda tasks=tasks, asked=asked: greet(tasks, asked)) == "contract-task"
+
+
+def test_only_a_farewell_may_be_for_no_task() -> None:
+    refuse_task(policy(), "finish", "")
+    for kind, task in (("finish", "HER2"), ("train", ""), ("hello", "")):
+        assert code_of(lambda kind=kind, task=task: refuse_task(policy(), kind, task)) == "contract-task"
 
 
 def test_the_contract_to_start_from_knows_every_message() -> None:

@@ -47,7 +47,7 @@ class Site:
         self.where = Egress.model_validate({each: folder / each for each in names})
         self.key = create_signing_key(folder, name)
         self.policy = contract_for(
-            name, "train", coordinator_sha256="0" * 64, runs=["*"], expires=date(2999, 1, 1)
+            name, "train", coordinator_sha256="0" * 64, runs=["*"], tasks=["*"], expires=date(2999, 1, 1)
         )  # fmt: skip
         Books.create(self.where, self.key, name, self.policy.budget)
 

@@ -44,7 +44,7 @@ class Site:
         )
         self.key = create_signing_key(folder / "key", name)
         self.policy = contract_for(
-            name, "train", coordinator_sha256="0" * 64, runs=["*"], expires=date(2999, 1, 1),
+            name, "train", coordinator_sha256="0" * 64, runs=["*"], tasks=["*"], expires=date(2999, 1, 1),
             small_numbers=SmallNumbers(minimum_per_class=1, minimum_per_slot=1, scores="exact"),
             budget=Budget(epsilon=50.0),
         )  # fmt: skip
