@@ -187,15 +187,15 @@ class SumSite:
             raise _refusal(problem) from None
         self._sum = None
         self._numbers.store(parcel.run, manifest.round_number)
-        answer = self._answer(question, model)
-        if lacking := withheld(parts, names, answer.made, answer.kept):
+        worked = self._answer(question, model)
+        if lacking := withheld(parts, names, worked.made, worked.kept):
             return self._without(lacking)
-        kept = bounded(answer.kept, config, parts)
+        kept = bounded(worked.kept, config, parts)
         values = {part.name: part.of(kept) for part in parts if part.name in names}
         own = asked.site_weights.get(self._participant.site, 1.0)
         weighted = {part.name: own for part in parts if part.weighted}
         last = (JOIN.name, _digest(message), reply)
-        self._sum = _Sum(parcel.run, asked.question, state, values, weighted, answer.charges, last)
+        self._sum = _Sum(parcel.run, asked.question, state, values, weighted, worked.charges, last)
         return JoinReply(), {SECAGG: {OUTGOING[JOIN.name]: _array(reply)}}
 
     def _without(self, gates: frozenset[str]) -> tuple[JoinReply, Arrays]:
