@@ -1,4 +1,4 @@
-"""A run on the one port that hospitals' firewalls let through, by way of their proxy, with outbound connections only."""
+"""A run on the port that hospitals let through, by way of their proxy, with outbound connections only."""
 
 from __future__ import annotations
 
