@@ -1,7 +1,9 @@
 """What secure sums cost a run over processes: one server, a process a site, mutual TLS, gate, books and both drivers.
 
 Nobody trains: a site's answer is noise of the asked length, plain or masked. The plain round beside it is the same
-answer in one message. A site that is gone refuses the third step, so that its masks must be recovered.
+answer in one message. A site that is gone refuses the third step, so that its masks must be recovered. ``error`` is the
+largest difference of a weight after one secure round to the same after one plain round of the same answers, against the
+bound that the encoding states; ``recovery_s`` is the fifth step alone: asking for the shares, and taking the masks off.
 
     python -m benchmarks secagg_processes [--quick] [--rounds 5] [--case 1m_x_10]
 """
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, at_most, print_figures, without_targets
 from momkd_fl.cli.consortium import provision
@@ -34,12 +37,23 @@ from momkd_fl.config.policy import SmallNumbers
 from momkd_fl.config.site import Egress
 from momkd_fl.errors import UserError
 from momkd_fl.federation import messages
+from momkd_fl.federation.aggregation import public_norm
 from momkd_fl.federation.books import Books
 from momkd_fl.federation.contract import contract_for
 from momkd_fl.federation.dialogue import ask_all
 from momkd_fl.federation.egress import Gate
 from momkd_fl.federation.flower import FleetServer, SiteSession
-from momkd_fl.federation.messages import JOIN, MASK, SUM_STEPS, TRAIN, Kind, Train, TrainReply, open_request
+from momkd_fl.federation.messages import (
+    JOIN,
+    MASK,
+    SUM_STEPS,
+    TRAIN,
+    UNMASK,
+    Kind,
+    Train,
+    TrainReply,
+    open_request,
+)
 from momkd_fl.federation.sum_keys import Peers, SumKeys
 from momkd_fl.federation.sum_parts import GENES_LIMIT, Flat, Part, encoding, update_encoding
 from momkd_fl.federation.sum_site import SumSite
@@ -107,8 +121,10 @@ def _measured(name: str, numbers: int, sites: int, rounds: int) -> Iterator[Figu
         yield at_most(f"secagg_processes.{what}.extra.{name}", extra, unit, most if targets else None)
     ratio = round(secure["bytes"] / plain["bytes"], 4)
     yield at_most(f"secagg_processes.up_bytes_vs_plain.{name}", ratio, "ratio", BYTES_RATIO)
+    yield at_most(f"secagg_processes.error.{name}", found["error"], "weight", found["error_max"])
     for gone, seconds in found["gone_s"].items():
-        yield Figure(f"secagg_processes.round_s.{name}.{gone}_gone", round(seconds, 4), "s")
+        yield Figure(f"secagg_processes.round_s.{name}.{gone}_gone", round(seconds["wall_s"], 4), "s")
+        yield Figure(f"secagg_processes.recovery_s.{name}.{gone}_gone", round(seconds["recovery_s"], 4), "s")
 
 
 @contextmanager
@@ -144,7 +160,7 @@ def _config(keys: Path, names: list[str]) -> FederationConfig:
 def _parts(config: FederationConfig, numbers: int) -> list[Part]:
     return [
         Part("update.histology", (numbers,), update_encoding(config, numbers)),
-        Part("statistics.counts.histology", (64,), encoding(config, GENES_LIMIT)),
+        Part("statistics.sum_sq", (64,), encoding(config, GENES_LIMIT)),
     ]
 
 
@@ -156,6 +172,24 @@ def _peers(keys: Path) -> Peers:
 # ------------------------------------------------------------------------------------------------------- the server
 
 
+class Stepped:
+    """The grid, and when the fifth step began."""
+
+    def __init__(self, grid: Any) -> None:
+        self._grid, self.unmasking_began = grid, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+    def send_and_receive(self, asked: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As the grid's."""
+        asked = list(asked)
+        if asked and str(asked[0].content["envelope"]["kind"]) == UNMASK.name:
+            self.unmasking_began = time.monotonic()
+        replies: Iterable[Message] = self._grid.send_and_receive(asked, timeout=timeout)
+        return replies
+
+
 class Rounds:
     """Plain and secure rounds over one grid."""
 
@@ -164,13 +198,15 @@ class Rounds:
         self.config = _config(keys, names)
         signing = SumKeys(load_signing_key(keys / "server" / "server.sign.key"), lambda: _peers(keys))
         (keys / "out").mkdir()
-        self.sums = SecureSums(self.config, grid, signing, keys / "out", unwatched(self.config))
+        self.stepped = Stepped(grid)
+        self.sums = SecureSums(self.config, self.stepped, signing, keys / "out", unwatched(self.config))
+        self.recovery_s: list[float] = []
         self.body = Train(proximal_mu=0.0, learning_rate_share=1.0)
         self.weights = {"weights": {"histology": np.zeros(numbers, np.float32)}}
         self.number = 0
 
-    def plain(self) -> None:
-        """Every site's update in the clear, added up."""
+    def plain(self) -> NDArray[np.float64]:
+        """Every site's update in the clear, added up: their mean."""
         self.number += 1
         answers = ask_all(
             self.grid, TRAIN, self.body, self.names, run=RUN, round=self.number, timeout_s=WAIT_S, arrays=self.weights
@@ -180,8 +216,9 @@ class Rounds:
             total += parcel.arrays["update"]["histology"]
         if len(answers.parcels) != len(self.names):
             raise RuntimeError(f"a plain round failed: {answers.refusals}")
+        return total / len(self.names)
 
-    def secure(self, gone: int = 0) -> None:
+    def secure(self, gone: int = 0) -> NDArray[np.float64]:
         """The same as a secure sum; of ``gone`` sites the masked answer never comes."""
         self.number += 1
         members: dict[str, dict[str, Any]] = {name: {"holds": []} for name in self.names}
@@ -189,15 +226,23 @@ class Rounds:
             TRAIN, self.body, self.weights, _parts(self.config, self.numbers), self.names,
             members=members, run=RUN, round=self.number,
         )  # fmt: skip
+        self.recovery_s.append(time.monotonic() - self.stepped.unmasking_began)
         if attempt.total is None or len(attempt.total.survivors) != len(self.names) - gone:
             raise RuntimeError(f"a secure round failed: {attempt.dropped}")
+        return attempt.total.values["update.histology"] / len(attempt.total.survivors)
 
-    def without(self, gone: int, rounds: int) -> float:
-        """Median wall seconds of a secure round in which so many sites refuse its third step."""
+    def error(self) -> tuple[float, float]:
+        """Largest difference of a weight between a secure and a plain round of the same answers, and its bound."""
+        sites = len(self.names)
+        found = float(np.abs(self.secure() - self.plain()).max())
+        return found, update_encoding(self.config, self.numbers).error_max(sites) / sites
+
+    def without(self, gone: int, rounds: int) -> dict[str, float]:
+        """Median seconds of a secure round, and of its last step, in which so many sites refuse its third step."""
         self.tell({"gone": 1}, self.names[:gone])
-        found = self.measured(lambda: self.secure(gone), rounds)["wall_s"]
+        wall_s = self.measured(lambda: self.secure(gone), rounds)["wall_s"]
         self.tell({"gone": 0}, self.names[:gone])
-        return found
+        return {"wall_s": wall_s, "recovery_s": statistics.median(self.recovery_s[-rounds:])}
 
     def tell(self, what: dict[str, int], sites: list[str], kind: str = "query.note") -> list[float]:
         """A note to some sites; their CPU-seconds so far."""
@@ -240,6 +285,7 @@ def _serve(options: argparse.Namespace) -> int:
         found["secure"] = rounds.measured(rounds.secure, options.rounds)
         most = len(names) - least_threshold(len(names))
         found["gone_s"] = {gone: rounds.without(gone, options.rounds) for gone in sorted({0, min(1, most), most})}
+        found["error"], found["error_max"] = rounds.error()
         rounds.tell({}, names, "query.bye")
         print(json.dumps(found), flush=True)
     return 0
@@ -252,10 +298,11 @@ class NoiseSite(SumSite):
     """A site whose every answer is the same noise; the rest of its part in a sum is the product's."""
 
     def __init__(self, site: str, keys: Path, numbers: int) -> None:
-        rng = np.random.default_rng()
-        update = rng.normal(scale=1e-3, size=numbers).astype(np.float32)
-        self.noise: Flat = {"update.histology": update, "statistics.counts.histology": np.ones(64, np.float32)}
-        self.config, self.numbers, self.gone = _config(keys, [site]), numbers, False
+        rng, config = np.random.default_rng(), _config(keys, [site])
+        within = public_norm(config, numbers) / 2  # a norm that no round clips
+        update = (within / np.sqrt(numbers) * rng.normal(size=numbers)).astype(np.float32)
+        self.noise: Flat = {"update.histology": update, "statistics.sum_sq": np.ones(64, np.float32)}
+        self.config, self.numbers, self.gone = config, numbers, False
         self.gate = _gate(site, keys, numbers)
         signing = SumKeys(load_signing_key(keys / site / f"{site}.sign.key"), lambda: _peers(keys))
         nobody = dict.fromkeys(("select", "initialise", "train", "evaluate"))
