@@ -65,7 +65,7 @@ class Story:
             self.where[site] = Egress.model_validate({name: folder / name for name in names})
             day = datetime.now(UTC).date() + timedelta(days=9)
             policy = contract_for(
-                site, "train", coordinator_sha256=NOWHERE, runs=["*"], expires=day, budget=BUDGET
+                site, "train", coordinator_sha256=NOWHERE, runs=["*"], tasks=["PR"], expires=day, budget=BUDGET
             )  # fmt: skip
             Books.create(self.where[site], made.keys[site].identity, site, BUDGET)
             self.gates[site] = Gate(policy, self.books(site))
