@@ -163,7 +163,8 @@ def refuse_outside(policy: Policy, outgoing: Outgoing, sent: int, today: date, *
     ------
     UserError
         As :func:`refuse_question` and :func:`refuse_task`; ``contract-bytes``, ``contract-tensor``,
-        ``contract-numbers``, ``contract-shape``, ``contract-dtype``, ``contract-dp-memory``, ``contract-dp-weights``, ``contract-summed``.
+        ``contract-numbers``, ``contract-shape``, ``contract-dtype``, ``contract-dp-memory``,
+        ``contract-dp-weights``, ``contract-summed``.
     """
     kind = outgoing.kind
     rule = refuse_question(policy, kind, outgoing.run, sent, today)

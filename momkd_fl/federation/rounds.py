@@ -35,6 +35,9 @@ from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 POLL_S = 0.1
 SAY_EVERY_S = 15.0
+PEERS_AWAITED = "refused:peers-not-heard"
+PAUSE_FIRST_S, PAUSE_MAX_S = 0.1, 60.0
+"""Before sites that wait for each other's word are greeted again: every greeting is a line in their ledgers."""
 INFLUENCE = "influence.jsonl"
 """In the coordinator's folder: what each site had to say in each round. A repeated round has its lines again."""
 
@@ -67,6 +70,7 @@ class Course:
 
 def run_rounds(state: ServerState, course: Course) -> ServerState:
     """Rounds until the configured number, or until patience or the person ends them."""
+    pause_s = PAUSE_FIRST_S
     while state.round < course.config.rounds.count and not course.stop.is_set():
         if exhausted(state, course.config.rounds.patience):
             course.watch.say("Validation has not improved for rounds.patience rounds: stopping early.", "early_stop")
@@ -76,9 +80,12 @@ def run_rounds(state: ServerState, course: Course) -> ServerState:
             break
         after = one_round(state, course, participants)
         if after is not None:
-            state = after
+            state, pause_s = after, PAUSE_FIRST_S
             with course.watch.phase("checkpoint"):
                 course.save(state)
+        elif PEERS_AWAITED in course.strategy.contributions.states.values():
+            course.stop.wait(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
     return state
 
 
@@ -282,6 +289,12 @@ def _report_absent(course: Course, seen: Contributions) -> None:
         elif state == "refused:plan-missing":
             course.admitted.discard(site)
             course.watch.say(f"site {site} has lost its state of this run; it will be greeted again.", "state_lost")
+        elif state == PEERS_AWAITED:
+            course.admitted.discard(site)
+            course.watch.say(
+                f"site {site} has not heard from enough other sites; it, and they, will be greeted again.",
+                "peers_awaited",
+            )
         elif state.startswith("refused:"):
             course.watch.say(f"site {site} refused the round ({state.removeprefix('refused:')}).", "round_refused")
 

@@ -269,7 +269,15 @@ def lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_line_of_the_contract_has_a_deny_test() -> None:
-    elsewhere = {"site", "coordinator_sha256", "budget.epsilon", "budget.delta", "summed.peers"}
+    elsewhere = {
+        "site",
+        "coordinator_sha256",
+        "budget.epsilon",
+        "budget.delta",
+        "summed.peers",
+        "witnesses.must_answer",
+        "witnesses.peers",
+    }
     assert set(lines(Policy)) == {*REFUSED, *WITHHELD, *elsewhere}
 
 
