@@ -72,7 +72,7 @@ def audited_site(
     mean_patches: int = 24,
     **sections: Any,
 ) -> AuditedSite:
-    """A hospital of so many patients, greeted and planned as by a coordinator; ``gain`` and patches as in write_consortium."""
+    """A hospital of so many patients, greeted and planned as by a coordinator; data as write_consortium makes them."""
     torch.set_num_threads(1)
     sites = folder / "sites"
     file = sites / "ash" / "site.yaml"
