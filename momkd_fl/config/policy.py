@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from momkd_fl.config.base import Strict, parse
 from momkd_fl.errors import UserError
@@ -95,6 +95,28 @@ class Summed(Strict):
     )
 
 
+class Witnesses(Strict):
+    """Other sites that must sign, for each run anew, how far this site's books are before it works (docs/policy.md)."""
+
+    must_answer: int = Field(
+        0,
+        ge=0,
+        description="How many of 'peers' must have signed for the run, and keep signing while it trains; 0: none. More "
+        "than half of them is what finds out books that were put back.",
+    )
+    peers: dict[str, PublicKey] = Field(
+        default_factory=dict,
+        description="Ed25519 public keys (hexadecimal) of the sites whose word counts; only those that train answer in "
+        "each round.",
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> Witnesses:
+        if self.must_answer > len(set(self.peers.values())):
+            raise ValueError("must_answer is more than there are keys under peers")
+        return self
+
+
 class Budget(Strict):
     """The most that all messages together, of all runs, may tell about one patient."""
 
@@ -119,6 +141,7 @@ class Policy(Strict):
     dp_required: PrivacyRequired = Field(default_factory=lambda: PrivacyRequired())
     small_numbers: SmallNumbers = Field(default_factory=lambda: SmallNumbers())
     summed: Summed = Field(default_factory=lambda: Summed())
+    witnesses: Witnesses = Field(default_factory=lambda: Witnesses())
     budget: Budget = Field(default_factory=lambda: Budget())
 
     @field_validator("expires", mode="before")

@@ -26,6 +26,7 @@ def sentences(policy: Policy) -> Iterator[str]:
     yield from _noise(policy)
     yield from _small(policy)
     yield from _summed(policy)
+    yield _witnesses(policy)
     budget = policy.budget
     yield (
         f"All private releases of all runs together may cost one patient at most ε = {budget.epsilon:g} at "
@@ -85,6 +86,19 @@ def _summed(policy: Policy) -> Iterator[str]:
         )
     if policy.summed.peers:
         yield f"Of the sites in a sum only these count, each with its key: {', '.join(sorted(policy.summed.peers))}."
+
+
+def _witnesses(policy: Policy) -> str:
+    asked = policy.witnesses
+    if not asked.must_answer:
+        return (
+            "It takes the coordinator's word that no other site has seen more of its books than it has itself: an old "
+            "copy that was put back may go unnoticed."
+        )
+    return (
+        f"It works for a run only while {asked.must_answer} of these sites, each with its key, have signed for that "
+        f"run that they hold the newest heads of its books: {', '.join(sorted(asked.peers))}."
+    )
 
 
 def _small(policy: Policy) -> Iterator[str]:

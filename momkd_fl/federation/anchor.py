@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -138,10 +139,18 @@ def read_receipt(content: RecordDict, site: str) -> tuple[Signed, tuple[Signed, 
         ) from None
 
 
-def with_heads(content: RecordDict, anchor: Anchor | None, peers: Iterable[Signed] = ()) -> RecordDict:
-    """The same records, uncopied, with the site's own heads as the coordinator holds them, and what sites signed."""
+def with_heads(
+    content: RecordDict,
+    anchor: Anchor | None,
+    peers: Iterable[Signed] = (),
+    asked: Mapping[str, str] = MappingProxyType({}),
+) -> RecordDict:
+    """The same records, uncopied, with the site's own heads as the coordinator holds them, and what sites signed.
+
+    ``asked``: what sites ask each other (challenges.py).
+    """
     own = {} if anchor is None else {"heads": json.dumps(anchor.plain(), sort_keys=True)}
-    return RecordDict({**dict(content.items()), ANCHOR: ConfigRecord({**own, "peers": _text(peers)})})
+    return RecordDict({**dict(content.items()), ANCHOR: ConfigRecord({**own, "peers": _text(peers), **asked})})
 
 
 def read_heads(content: RecordDict) -> tuple[Anchor | None, tuple[Signed, ...]]:

@@ -15,6 +15,7 @@ from flwr.app import Error, Message
 
 from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import PEERS_MAX, Anchor, Signed, read_receipt, with_heads
+from momkd_fl.federation.challenges import Relay
 from momkd_fl.federation.dialogue import SiteGrid
 from momkd_fl.federation.messages import SITE_ERROR
 from momkd_fl.training.checkpoint import write_durably
@@ -38,6 +39,7 @@ class Anchors:
         self._path = path
         self._held: dict[str, Signed] = {}
         self._returned: dict[bytes, list[Signed]] = {}
+        self._relay = Relay()
         if path.exists():
             try:
                 raw = json.loads(path.read_bytes())
@@ -70,6 +72,10 @@ class Anchors:
         ]
         return [*of_itself, *others.values(), *unknown][:PEERS_MAX]
 
+    def asked(self, site: str) -> dict[str, str]:
+        """What the others ask a site, and answer it."""
+        return self._relay.fields(site)
+
     def take(self, site: str, reply: Message) -> None:
         """Check and keep the heads of a reply.
 
@@ -89,6 +95,7 @@ class Anchors:
         found, peers = receipt
         for before in (*([held] if held else []), *self._returned.get(found.key, [])):
             self._refuse_change(site, found, before)
+        self._relay.take(site, found.key, reply.content)
         self._take_back(each for each in peers if each.key != found.key)
         self._held[site] = found
         plain = {name: one.plain() for name, one in self._held.items()}
@@ -144,7 +151,7 @@ class AnchoringGrid:
             site = self.sites[message.metadata.dst_node_id]
             anchor, peers = self._anchors.of(site), self._anchors.for_site(site)
             if anchor is not None or peers:
-                message.content = with_heads(message.content, anchor, peers)
+                message.content = with_heads(message.content, anchor, peers, self._anchors.asked(site))
         for reply in self._grid.send_and_receive(outgoing, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_error():

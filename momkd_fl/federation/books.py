@@ -89,6 +89,11 @@ class Books:
         return cls(key, ledger, odometer, publications, witnesses, sent, withdrawn, rounds, where, set())
 
     @property
+    def public_key(self) -> bytes:
+        """Raw public key, by which other sites know these books."""
+        return self.key.public_key().public_bytes_raw()
+
+    @property
     def anchor(self) -> Anchor:
         """Heads of ledger and odometer now."""
         return Anchor(self.ledger.head, self.odometer.head)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from momkd_fl.config.policy import ANY, Policy, PrivacyRequired, SmallNumbers
 from momkd_fl.config.site import SiteConfig
@@ -20,6 +20,7 @@ from momkd_fl.errors import UserError
 from momkd_fl.federation.anchor import payload_digest, read_heads, receipt
 from momkd_fl.federation.answering import answer
 from momkd_fl.federation.books import Books
+from momkd_fl.federation.challenges import Challenge, read_asked
 from momkd_fl.federation.contract import (
     Outgoing,
     contract_for,
@@ -75,6 +76,7 @@ class Gate:
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
     ) -> None:
         self.policy, self._books, self._watch, self._today = policy, books, watch, today
+        self._challenge = Challenge(policy.witnesses, b"" if books is None else books.public_key)
         self._publications = Publications(None) if books is None else books.publications
         self._sent: dict[tuple[str, str], int] = {} if books is None else books.sent
         self._rounds: dict[str, int] = {} if books is None else books.rounds
@@ -88,13 +90,17 @@ class Gate:
             ``odometer-rolled-back``, ``ledger-truncated``, ``ledger-forked``, ``message-schema``, ``peer-forked``.
         """
         held, signed = read_heads(request.content)
+        _, answers = read_asked(request.content)
         if self._books is None:
             return
-        own = self._books.key.public_key().public_bytes_raw()
+        own = self._books.public_key
         for anchor in (held, *(each.anchor for each in signed if each.key == own)):
             if anchor is not None:
                 self._books.must_continue(anchor)
         self._books.witnesses.hear(each for each in signed if each.key != own)
+        for told in self._challenge.own(answers):
+            self._books.must_continue(told.held.anchor)
+            self._challenge.heard(told)
 
     def note_withdrawn(self, patients: Collection[str]) -> None:
         """Enter who was withdrawn since the last message, and refuse to forget anybody who was.
@@ -140,7 +146,8 @@ class Gate:
         UserError
             As :func:`~momkd_fl.federation.contract.refuse_question`; ``contract-task`` for a greeting of another task,
             before the site's files are read; ``round-replayed``: the site has trained for a
-            later round of that run. (For the same round a coordinator may ask again, after it was restarted.)
+            later round of that run;
+            ``peers-not-heard``. (For the same round a coordinator may ask again, after it was restarted.)
         """
         kind, run, number = parcel.kind, parcel.run, parcel.round
         if kind == FINISH.name:  # a site that may not answer learns all the same that, and why, its part is over
@@ -148,6 +155,10 @@ class Gate:
         refuse_question(self.policy, kind, run, self._sent.get((run, kind), 0), self._today())
         if kind == HELLO.name:
             refuse_task(self.policy, kind, str(parcel.body.federation.get("task", "")))
+            if self._books is not None:
+                self._challenge.greeted(run, self._books.ledger.head.lines)
+        if self._books is not None:
+            self._challenge.must_be_heard(parcel)
         newest = self._rounds.get(run, 0)
         if kind == TRAIN.name and number < newest:
             raise UserError(
@@ -182,7 +193,7 @@ class Gate:
         body, arrays = suppressed(outgoing, _split(parcel), self.policy.small_numbers, self._publications)
         reply = answer(kind, request, parcel, body, arrays)
         if self._books is not None:
-            self._account(self._books, outgoing, reply)
+            self._account(self._books, outgoing, request, reply)
         else:
             entered = _entered(outgoing)
             self._sent[parcel.run, entered] = self._sent.get((parcel.run, entered), 0) + 1
@@ -201,14 +212,17 @@ class Gate:
             if of == run and (name == kind.name or (masked is not None and name.startswith(masked)))
         )
 
-    @staticmethod
-    def _account(books: Books, outgoing: Outgoing, reply: Message) -> None:
+    def _account(self, books: Books, outgoing: Outgoing, request: Message, reply: Message) -> None:
         """Debit, enter, sign: in this order. The attempt is named by what is sent, so that other bytes are another."""
         digest = payload_digest(reply.content)
         attempt = f"{outgoing.run}/{outgoing.round}/{outgoing.kind}/{digest[:16]}"
         spent = books.debit(attempt, digest, outgoing.charges)
         books.enter(outgoing.run, outgoing.round, _entered(outgoing), digest, payload_bytes(reply), spent)
-        reply.content[ANCHOR] = receipt(books.key, digest, books.anchor, books.witnesses.held)
+        if _entered(outgoing) in (TRAIN.name, _masked(TRAIN.name)):
+            self._challenge.trained(books.ledger.head.lines)
+        signed = receipt(books.key, digest, books.anchor, books.witnesses.held)
+        asked = self._challenge.fields(books.key, request.content, books.witnesses.newest)
+        reply.content[ANCHOR] = ConfigRecord({**signed, **asked})
 
     def close(self) -> None:
         """Let another process of the site open its books."""

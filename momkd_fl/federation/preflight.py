@@ -233,6 +233,11 @@ def _contract(policy: Policy, days: int) -> Iterator[Finding]:
         yield Finding("contract", "WARN", sentence, f"It ends in {days} days: set 'expires' anew, and sign it.")
     else:
         yield Finding("contract", "PASS", sentence)
+    asked = policy.witnesses
+    if 0 < 2 * asked.must_answer <= len(asked.peers):
+        mend = "Ask for more than half (witnesses.must_answer), and sign it: then any two such groups share a site."
+        few = f"{asked.must_answer} of {len(asked.peers)} sites must say how far the books are; others may know more."
+        yield Finding("contract", "WARN", few, mend)
 
 
 def _allowed(policy: Policy, kind: str, carried: Sequence[str]) -> Finding:

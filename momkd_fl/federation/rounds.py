@@ -36,8 +36,9 @@ from momkd_fl.secagg.manifest import HOLDERS_MIN
 
 POLL_S = 0.1
 SAY_EVERY_S = 15.0
-PAUSE_S, PAUSE_MAX_S = 0.25, 60.0
-"""Before a round is begun again; it doubles with every failure."""
+PEERS_AWAITED = "refused:peers-not-heard"
+PAUSE_S, PAUSE_MAX_S = 0.1, 60.0
+"""Before a round is begun again; it doubles with every failure. Every greeting is a line in the sites' ledgers."""
 INFLUENCE = "influence.jsonl"
 """In the coordinator's folder: what each site had to say in each round. A repeated round has its lines again."""
 
@@ -96,10 +97,14 @@ def run_rounds(state: ServerState, course: Course) -> ServerState:
 
 
 def _pause(course: Course, number: int, failed: int) -> None:
-    """Wait before a round is begun again: sites that refuse at once would be asked without end."""
+    """Wait before a round is begun again: sites that refuse at once would be asked without end.
+
+    Those that wait for the word of peers who are away may wait as long as it takes.
+    """
     if course.stop.is_set():
         return
-    if failed > course.config.rounds.repeats:
+    awaited = PEERS_AWAITED in course.strategy.contributions.states.values()
+    if failed > course.config.rounds.repeats and not awaited:
         raise UserError(
             "round-failed",
             f"Round {number} was begun {failed} times, and each time too few sites took part to its end. The lines "
@@ -308,6 +313,12 @@ def _report_absent(course: Course, seen: Contributions) -> None:
         elif state == "refused:plan-missing":
             course.admitted.discard(site)
             course.watch.say(f"site {site} has lost its state of this run; it will be greeted again.", "state_lost")
+        elif state == PEERS_AWAITED:
+            course.admitted.discard(site)
+            course.watch.say(
+                f"site {site} has not heard from enough other sites; it, and they, will be greeted again.",
+                "peers_awaited",
+            )
         elif state.startswith("refused:"):
             course.watch.say(f"site {site} refused the round ({state.removeprefix('refused:')}).", "round_refused")
 

@@ -45,6 +45,11 @@ class Witnesses:
         """Of each key, the oldest first."""
         return tuple(each for kept in self._held.values() for each in kept)
 
+    @property
+    def newest(self) -> dict[bytes, Signed]:
+        """The last of each key."""
+        return {key: kept[-1] for key, kept in self._held.items()}
+
     def hear(self, told: Iterable[Signed]) -> None:
         """Keep what is newer, durably; what is older is no sign of anything, since messages cross.
 

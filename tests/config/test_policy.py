@@ -67,6 +67,7 @@ CHANGES = {
     "class": {"small_numbers": {"minimum_per_class": 12}},
     "slot": {"small_numbers": {"minimum_per_slot": 12}},
     "scores": {"small_numbers": {"scores": "exact"}},
+    "witnesses": {"witnesses": {"must_answer": 1, "peers": {"birch": "ab" * 32}}},
     "epsilon": {"budget": {"epsilon": 3.5}},
     "delta": {"budget": {"delta": 1e-7}},
 }
@@ -94,6 +95,7 @@ def test_the_sentences_name_what_matters() -> None:
         (b"\xff\xfe\x00", "policy-unreadable"),
         (policy_text(BASE).encode() + b"mesages: {}\n", "config-unknown-key"),
         (re.sub(rb"expires: .*", b"expires: 7", policy_text(BASE).encode()), "config-value"),
+        (policy_text(BASE).replace("must_answer: 0", "must_answer: 1").encode(), "config-value"),
         (policy_text(BASE).replace("ab" * 32, "ab").encode(), "config-value"),
         (policy_text(BASE).replace("- trial", "- 'tri.*|x'").encode(), "config-value"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic import BaseModel
 
 from momkd_fl.cli.consortium import provision
@@ -21,7 +23,9 @@ from momkd_fl.config.policy import Policy, policy_text
 from momkd_fl.config.site import Egress
 from momkd_fl.errors import UserError
 from momkd_fl.evaluation.results import Cohort, TaskCohort
+from momkd_fl.federation.anchor import payload_digest, read_receipt, receipt
 from momkd_fl.federation.books import Books
+from momkd_fl.federation.challenges import Answer
 from momkd_fl.federation.contract import TENSORS, contract_for, load_contract, refuse_task
 from momkd_fl.federation.egress import Gate
 from momkd_fl.federation.messages import (
@@ -271,6 +275,7 @@ def lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_every_line_of_the_contract_has_a_deny_test() -> None:
     elsewhere = {
         "site", "coordinator_sha256", "budget.epsilon", "budget.delta", "summed.peers", "dp_required.noise",
+        "witnesses.must_answer", "witnesses.peers",
     }  # fmt: skip
     assert set(lines(Policy)) == {*REFUSED, *WITHHELD, *elsewhere}
 
@@ -306,6 +311,34 @@ def test_exact_shares_go_into_a_sum_where_the_contract_names_single_precision() 
     _, arrays = held(allowed, (GaussianReleases(2.0, noise_sites=3),), wide)
     assert {value.dtype for value in arrays["statistics"].values()} == {np.dtype(np.float64)}
     assert code_of(lambda: send(allowed, statistics=wide)) == "contract-dtype", "in the clear it stays as it was"
+
+
+def test_who_must_be_heard_first_closes_the_gate(books: Callable[[Policy], Books]) -> None:
+    """Birch signs what it holds of ash: that opens the gate where birch is named, and not where another key is."""
+    peer = Ed25519PrivateKey.generate()
+    named = {"birch": peer.public_key().public_bytes_raw().hex()}
+    kept = books(policy())
+    training: Parcel[Any] = Parcel("train", RUN, 1, Train(proximal_mu=0.0, learning_rate_share=1.0), {})
+
+    def begun(must_answer: int, peers: dict[str, str], *, answered: bool) -> None:
+        asked = policy(witnesses__must_answer=must_answer, witnesses__peers=peers)
+        gate = Gate(asked, kept, today=lambda: TODAY)
+        gate.refuse_question(Parcel("hello", RUN, 0, Hello(federation={"task": "PR"}), {}))
+        if answered:
+            request = ask(TRAIN, training.body, 7, run=RUN, round=1, arrays={})
+            request.content["anchor"] = receipt(kept.key, payload_digest(request.content), kept.anchor)
+            found = read_receipt(request.content, "ash")
+            assert found is not None
+            nonce = gate._challenge.fields(kept.key, RecordDict(), {})["challenge"]
+            answers = json.dumps([Answer.sign(peer, nonce, found[0]).plain()])
+            request.content["anchor"] = ConfigRecord({"peers": "[]", "answers": answers})
+            gate.admit(request)
+        gate.refuse_question(training)
+
+    begun(1, named, answered=True)
+    begun(0, named, answered=False)
+    assert code_of(lambda: begun(1, named, answered=False)) == "peers-not-heard"
+    assert code_of(lambda: begun(1, {"birch": "0" * 64}, answered=True)) == "peers-not-heard"
 
 
 def test_a_run_s_name_is_no_pattern() -> None:
