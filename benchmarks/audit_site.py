@@ -64,21 +64,15 @@ class AuditedSite:
 
 
 def audited_site(
-    folder: Path,
-    privacy: dict[str, Any],
-    *,
-    patients: int = 12,
-    gain: float = 1.0,
-    mean_patches: int = 24,
-    **sections: Any,
+    folder: Path, privacy: dict[str, Any], *, patients: int = 12, gain: float = 1.0, **sections: Any
 ) -> AuditedSite:
-    """A hospital of so many patients, greeted and planned as by a coordinator; data as write_consortium makes them."""
+    """A hospital of so many patients, greeted and planned as by a coordinator; ``gain`` as in write_consortium."""
     torch.set_num_threads(1)
     sites = folder / "sites"
     file = sites / "ash" / "site.yaml"
     if not file.exists():
         hospital = (SynthSite("ash", patients),)
-        write_consortium(sites, hospital, seed=11, dim=DIM, mean_patches=mean_patches, tasks=("PR",), gain=gain)
+        write_consortium(sites, hospital, seed=11, dim=DIM, mean_patches=24, tasks=("PR",), gain=gain)
     config = FederationConfig.model_validate(BASE | {"privacy": privacy} | sections)
     own = load(file, SiteConfig)
     participant = Participant(
